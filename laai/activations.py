@@ -1,0 +1,71 @@
+"""Statistics of the activations at the last prompt token, for all layers in one pass over each prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from laai.evaluate import by_length, to_device
+from laai.hooks import record_last_token
+from laai.layers import Site
+from laai.prompts import Prompt, collate
+from laai.steered import last_logits
+
+
+@dataclass
+class Statistics:
+    """Running statistics by layer, fp32. `mean`: layer -> (width,). `square`: layer -> mean square of an entry."""
+
+    count: int = 0
+    mean: dict[int, Tensor] = field(default_factory=dict)
+    square: dict[int, Tensor] = field(default_factory=dict)
+
+    def update(self, activations: dict[int, Tensor], layers: Sequence[int]) -> None:
+        """Add layer -> (batch, width)."""
+        batch = len(activations[layers[0]])
+        self.count += batch
+        for i in layers:
+            x = activations[i].float()
+            for running, new in ((self.mean, x.mean(dim=0)), (self.square, x.square().mean())):
+                running[i] = running[i].lerp(new, batch / self.count) if i in running else new
+
+    def rms(self, layer: int) -> float:
+        """Root mean square of an entry of the activation."""
+        return float(self.square[layer].sqrt())
+
+
+@torch.no_grad()
+def last_token_statistics(
+    llm: nn.Module,
+    prompts: Sequence[Prompt],
+    site: Site,
+    layers: Sequence[int],
+    *,
+    pad: int,
+    batch_size: int = 16,
+    on_batch: Callable[[int], object] = lambda done: None,
+) -> Statistics:
+    """Activations at `site` at the last prompt token of each prompt; answers in the prompts are left out.
+
+    Args:
+        llm: a causal LM, as it is.
+        prompts: at least one.
+        site: where to read.
+        layers: which layers.
+        pad: the id to pad with.
+        batch_size: prompts run at a time; prompts of similar length go together.
+        on_batch: told the number of prompts of each batch when it is done.
+    """
+    statistics = Statistics()
+    with record_last_token(llm, site, layers) as seen:
+        for rows in by_length(prompts, batch_size):
+            cut = [Prompt(prompts[i].prefix, prompts[i].suffix[:1]) for i in rows]
+            batch = to_device(collate(cut, pad), llm)
+            ids = torch.cat([batch.prefix_ids, batch.suffix_ids], dim=1)
+            last_logits(llm, ids, torch.cat([batch.prefix_mask, batch.suffix_mask], dim=1), keep=1)
+            statistics.update(seen, layers)
+            on_batch(len(rows))
+    return statistics

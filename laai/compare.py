@@ -1,0 +1,90 @@
+"""Methods side by side: the same examples, prompts and metrics for each, through Lightning's test loop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+from torch import Tensor, nn
+
+from laai.data import FewShotDataModule
+from laai.evaluate import Measured, answer_limit, measure
+from laai.hooks import Attachment
+from laai.intervention import Intervention
+from laai.models import LanguageModel
+from laai.scores import Scores, TaskMetrics
+from laai.tasks import Example
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to make the frozen model do the task: vectors, demonstrations, both, or neither (zero-shot)."""
+
+    name: str
+    intervention: Intervention | None = None
+    demonstrations: tuple[Example, ...] = ()
+
+
+class Evaluation(pl.LightningModule):
+    """One method under Lightning's test loop, which shares the examples out to the devices.
+
+    After the loop: `scores` over all devices, and `measured`, this device's examples.
+    """
+
+    def __init__(self, language_model: LanguageModel, data: FewShotDataModule, method: Method) -> None:
+        super().__init__()
+        self.llm: nn.Module = language_model.llm
+        self.method, self._data, self._language_model = method, data, language_model
+        self.template = data.template(language_model.tokenizer)
+        self.metrics = TaskMetrics()
+        self.measured: list[Measured] = []
+        self.scores: Scores | None = None
+        self._attachment: Attachment | None = None
+
+    def on_test_start(self) -> None:
+        """Hook the vectors in."""
+        if self.method.intervention is not None:
+            self._attachment = self.method.intervention.attach(self._language_model)
+
+    def test_step(self, rows: Tensor) -> None:
+        """Measure the test examples numbered `rows`."""
+        examples = self._data.splits.test
+        limit = answer_limit(self.template, examples)
+        measured = measure(
+            self.llm,
+            self.template,
+            [(row, examples[row]) for row in rows.tolist()],
+            self.method.demonstrations,
+            max_new_tokens=limit,
+            batch_size=self._data.eval_batch_size,
+        )
+        self.measured += measured
+        self.metrics.update(measured)
+
+    def on_test_epoch_end(self) -> None:
+        """Gather the scores of all devices."""
+        self.scores = self.metrics.compute(self.method.name)
+
+    def teardown(self, stage: str) -> None:
+        """Unhook the vectors, whatever happened."""
+        if self._attachment is not None:
+            self._attachment.detach()
+            self._attachment = None
+
+
+def compare(
+    trainer: pl.Trainer, language_model: LanguageModel, data: FewShotDataModule, methods: Sequence[Method]
+) -> list[Evaluation]:
+    """Measure each method on the test examples of `data`; returns the evaluations in order.
+
+    Whatever vectors are attached to the model stay attached: detach them first for a clean comparison.
+    """
+    done = []
+    for method in methods:
+        evaluation = Evaluation(language_model, data, method)
+        logging.getLogger("laai").info("testing %s", method.name)
+        trainer.test(evaluation, dataloaders=data.test_dataloader(), verbose=False)
+        done.append(evaluation)
+    return done

@@ -1,0 +1,113 @@
+"""`FewShotDataModule`: a task's examples as Lightning's train, validation and test data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from laai.errors import UserError
+from laai.prompts import Batch, Prompt, Style, Template, collate, pad_token
+from laai.tasks import Example, Splits, Task, load_task
+
+
+class FewShotDataModule(LightningDataModule):
+    """A few labelled examples to learn from, and others to test on.
+
+    Training batches are `Batch`es of zero-shot prompts with their answers. Validation and test batches are row numbers
+    (int64) into `splits`, because measuring needs the examples themselves.
+
+    Args:
+        task: a built-in task (`laai tasks` lists them), a .json, .jsonl or .csv file, a folder, or hf:NAME[/CONFIG].
+        num_examples: labelled training examples.
+        seed: draws the examples; test examples are the same for every number of training examples.
+        validation: examples held back for early stopping, besides the training examples; 0 for none.
+        test: test examples at most; null for all that are left.
+        batch_size: training examples per step, over all devices; null for all of them.
+        eval_batch_size: prompts run at a time when measuring.
+        style: how prompts are written: `plain`, or `chat` by the tokenizer's chat template.
+        columns: for files and hub data sets: our field (input, output, choices, label, split) -> their column.
+
+    Raises:
+        UserError: the task cannot be read or is too small.
+    """
+
+    def __init__(
+        self,
+        task: str | Task = "antonym",
+        num_examples: int = 10,
+        seed: int = 0,
+        validation: int = 0,
+        test: int | None = 100,
+        batch_size: int | None = None,
+        eval_batch_size: int = 25,
+        style: Style = "plain",
+        columns: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        at_least = {"num_examples": (num_examples, 1), "validation": (validation, 0), "test": (test, 1)}
+        at_least |= {"batch_size": (batch_size, 1), "eval_batch_size": (eval_batch_size, 1)}
+        for name, (value, least) in at_least.items():
+            if value is not None and value < least:
+                raise UserError(f"{name} must be at least {least}, not {value}")
+        self.num_examples, self.seed, self.style = num_examples, seed, style
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.task: Task = task if isinstance(task, Task) else load_task(task, columns=columns)
+        self.splits: Splits = self.task.split(num_examples, validation=validation, test=test, seed=seed)
+
+    def template(self, tokenizer: PreTrainedTokenizerBase) -> Template:
+        """How this task is written for a model."""
+        return Template(tokenizer, self.task, self.style)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the training examples' prompts with answers; shuffled if one batch does not hold them all."""
+        tokenizer = self._tokenizer()
+        dataset = encode_training(self.template(tokenizer), self.splits.train)
+        size = self._share(min(self.batch_size or len(dataset), len(dataset)))
+        generator = torch.Generator().manual_seed(self.seed)
+        batch = partial(_collate_numbered, pad=pad_token(tokenizer))
+        return DataLoader(
+            dataset,  # type: ignore[arg-type]
+            size,
+            shuffle=size < len(dataset),
+            collate_fn=batch,  # type: ignore[arg-type]
+            generator=generator,
+        )
+
+    def val_dataloader(self) -> DataLoader[Tensor] | list[Tensor]:
+        """Row numbers into `splits.validation`; nothing where there are none."""
+        return self._rows(self.splits.validation) if self.splits.validation else []
+
+    def test_dataloader(self) -> DataLoader[Tensor]:
+        """Row numbers into `splits.test`."""
+        return self._rows(self.splits.test)
+
+    def _rows(self, examples: Sequence[Example]) -> DataLoader[Tensor]:
+        return DataLoader(torch.arange(len(examples)), self.eval_batch_size)  # type: ignore[arg-type]
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.trainer is None:
+            raise RuntimeError("attach this data module to a Trainer first")
+        tokenizer: PreTrainedTokenizerBase = self.trainer.lightning_module.language_model.tokenizer  # type: ignore
+        return tokenizer
+
+    def _share(self, batch_size: int) -> int:
+        """Examples per device and step."""
+        devices = self.trainer.world_size if self.trainer is not None else 1
+        if batch_size % devices:
+            raise UserError(f"a batch of {batch_size} examples cannot be shared evenly by {devices} devices")
+        return batch_size // devices
+
+
+def encode_training(template: Template, examples: Sequence[Example]) -> list[tuple[int, Prompt]]:
+    """Numbered zero-shot prompts with their answers."""
+    return [(row, template.encode(example.input, answer=example.output)) for row, example in enumerate(examples)]
+
+
+def _collate_numbered(items: Sequence[tuple[int, Prompt]], pad: int) -> Batch:
+    return collate([prompt for _, prompt in items], pad, [row for row, _ in items])

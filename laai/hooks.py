@@ -1,0 +1,207 @@
+"""Hooks that steer or record a transformers decoder, right under padding, caches, beams and recomputation.
+
+A pre-hook on the decoder works out once per forward which tokens are steered (`laai.positions`); hooks on the layers are
+pure functions of (activation, that answer). `generate` and learning use the same hooks.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from laai.errors import UserError
+from laai.layers import Decoder, Heads, Site, find_decoder, unwrap
+from laai.positions import Positions, PromptColumns, Where, pad_left, past_length, where_in_rows
+
+Edit = Callable[[Tensor, Where], Tensor]
+
+
+def steer(hidden: Tensor, vector: Tensor, where: Where, preserve_norm: bool = False) -> Tensor:
+    """Add `vector` to the steered tokens of an activation.
+
+    Args:
+        hidden: (batch, tokens, width), any float dtype; never written to.
+        vector: (width,), fp32; cast to the activation's dtype before it is added.
+        where: which tokens; all others come back bitwise as they were.
+        preserve_norm: rescale each steered token to the norm it had.
+    """
+    steered = hidden + vector.to(device=hidden.device, dtype=hidden.dtype)
+    if preserve_norm:
+        before, after = (torch.linalg.vector_norm(x.float(), dim=-1, keepdim=True) for x in (hidden, steered))
+        steered = steered * (before / after.clamp_min(torch.finfo(after.dtype).tiny)).to(hidden.dtype)
+    return steered if where is True else torch.where(torch.as_tensor(where, device=hidden.device), steered, hidden)
+
+
+class Attachment:
+    """Hooks of one set of edits on one model, until `detach`.
+
+    Args:
+        model: the causal LM, PEFT-wrapped or not.
+        edits: a function (activation, where) -> activation for each steered (site, layer).
+        positions: which tokens are steered.
+
+    Raises:
+        UserError: the model is compiled already (its graph would ignore the hooks).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        edits: Mapping[tuple[Site, int], Edit],
+        positions: Positions,
+    ) -> None:
+        self._positions = positions
+        self._model = unwrap(model)
+        if any(getattr(m, "_compiled_call_impl", None) is not None for m in (model, *self._model.modules())):
+            raise UserError("this model was compiled before the vectors were attached; attach first, then torch.compile")
+        decoder = find_decoder(self._model)
+        self._signature = inspect.signature(decoder.module.forward)
+        self._where: Where = False
+        self._to_recompute: list[Where] = []
+        self._recomputing = False
+        self._columns: PromptColumns | None = None
+        self._handles = [decoder.module.register_forward_pre_hook(self._locate, prepend=True, with_kwargs=True)]
+        self._handles += [self._hook(decoder, site, index, edit) for (site, index), edit in edits.items()]
+        self._generate_before = self._model.__dict__.get("generate")
+        self._generate = self._model.__dict__["generate"] = self._wrap(self._model.generate)  # type: ignore[arg-type]
+
+    def detach(self) -> None:
+        """Remove these hooks and no others; the model is bitwise as before."""
+        if self._model.__dict__.get("generate") is not self._generate:
+            raise RuntimeError("interventions must be detached in reverse order of attaching")
+        for handle in self._handles:
+            handle.remove()
+        if self._generate_before is None:
+            del self._model.__dict__["generate"]
+        else:
+            self._model.__dict__["generate"] = self._generate_before
+
+    def _hook(self, decoder: Decoder, site: Site, index: int, edit: Edit) -> RemovableHandle:
+        """`prepend=True`: before the hooks by which transformers records `output_hidden_states`."""
+        if site == "residual":
+
+            def after(module: nn.Module, args: Any, output: Any) -> Any:
+                where = self._where_now()
+                return None if where is False else _replace_hidden(output, edit(_hidden(output), where))
+
+            return decoder.layer(index).module.register_forward_hook(after, prepend=True)
+
+        def before(module: nn.Module, args: tuple[Any, ...]) -> Any:
+            where = self._where_now()
+            return None if where is False else (edit(args[0], where), *args[1:])
+
+        return _heads(decoder, index).projection.register_forward_pre_hook(before, prepend=True)
+
+    def _where_now(self) -> Where:
+        """This forward's answer; while activation checkpointing recomputes, only if it is still the right one."""
+        if torch._C._current_graph_task_id() != -1:
+            self._recomputing = True
+            if len(self._to_recompute) > 1:
+                raise RuntimeError(
+                    "activation checkpointing would recompute a steered forward with the steered positions of a later "
+                    "one; call backward after each forward"
+                )
+        return self._where
+
+    def _locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before each forward of the decoder: decide which of its tokens are steered."""
+        call = self._signature.bind_partial(*args, **kwargs).arguments
+        call |= call.pop("kwargs", {})
+        tokens = call.get("input_ids") if call.get("input_ids") is not None else call.get("inputs_embeds")
+        if not isinstance(tokens, Tensor):
+            raise UserError("a steered forward needs input_ids or inputs_embeds")
+        if self._positions == "all":
+            self._where = True
+        elif self._columns is not None:
+            self._where = self._columns.where(tokens.shape[1], past_length(call), self._positions, tokens.device)
+        else:
+            self._where = where_in_rows(tokens, call, self._positions)
+        if torch.is_grad_enabled():
+            if self._recomputing:
+                self._to_recompute, self._recomputing = [], False
+            if not any(_same(self._where, other) for other in self._to_recompute):
+                self._to_recompute.append(self._where)
+
+    def _wrap(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        takes_compile_flag = "generation_config" in inspect.signature(inner).parameters
+
+        def generate(inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+            """`generate` of transformers, steered: notes where the prompt ends, and moves padding to the left."""
+            if inputs is not None:
+                kwargs["inputs"] = inputs
+            name = next((k for k in ("inputs", "input_ids", "inputs_embeds") if kwargs.get(k) is not None), None)
+            if name is None or not isinstance(kwargs[name], Tensor):
+                raise UserError("steered generate needs input_ids or inputs_embeds as a tensor")
+            mask = kwargs.get("attention_mask")
+            if isinstance(mask, Tensor) and mask.dim() == 2:
+                kwargs[name], kwargs["attention_mask"] = pad_left(kwargs[name], mask)
+            if takes_compile_flag:
+                kwargs.setdefault("disable_compile", True)  # a graph compiled earlier knows nothing of these hooks
+            outer, self._columns = self._columns, PromptColumns(kwargs[name].shape[1])
+            try:
+                prompt = kwargs.pop("inputs", None)
+                return inner(*args, **kwargs) if prompt is None else inner(prompt, *args, **kwargs)
+            finally:
+                self._columns = outer
+
+        return generate
+
+
+@contextmanager
+def record_last_token(model: nn.Module, site: Site, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Record the activation at `site` of the last column while the context is open.
+
+    Yields a dict that each forward fills with layer -> (batch, width), in the activation's dtype. Prompts must be
+    padded on the left, so that the last column holds each row's last prompt token.
+    """
+    decoder = find_decoder(model)
+    seen: dict[int, Tensor] = {}
+    handles: list[RemovableHandle] = []
+
+    def keep(index: int, hidden: Tensor) -> None:
+        seen[index] = hidden[:, -1].detach()
+
+    try:
+        for index in layers:
+            if site == "residual":
+                module = decoder.layer(index).module
+                handles.append(module.register_forward_hook(lambda _, __, out, i=index: keep(i, _hidden(out))))
+            else:
+                module = _heads(decoder, index).projection
+                handles.append(module.register_forward_pre_hook(lambda _, args, i=index: keep(i, args[0])))
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _heads(decoder: Decoder, index: int) -> Heads:
+    """The heads of layer `index`; raises UserError, naming the layers that have some."""
+    decoder.width("heads", index)
+    heads = decoder.layer(index).heads
+    assert heads is not None
+    return heads
+
+
+def _same(a: Where, b: Where) -> bool:
+    return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b
+
+
+def _hidden(output: Any) -> Tensor:
+    """The hidden state in a layer's output: the output itself, or the first item of a tuple or list."""
+    hidden = output[0] if isinstance(output, tuple | list) else output
+    if not isinstance(hidden, Tensor) or hidden.dim() != 3:
+        raise UserError(f"expected a (batch, tokens, width) layer output, found {type(hidden).__name__}")
+    return hidden
+
+
+def _replace_hidden(output: Any, hidden: Tensor) -> Any:
+    if isinstance(output, tuple):
+        return (hidden, *output[1:])
+    return [hidden, *output[1:]] if isinstance(output, list) else hidden

@@ -1,0 +1,98 @@
+"""Exact match, forced choice and answer likelihood: pure functions, and torchmetrics that count each example once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+
+class Interval(NamedTuple):
+    """A mean over `n` examples with its 95% bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def exact_match(generated: str, expected: str) -> bool:
+    """Whether the first line of the generated text is the expected answer, white space at its ends apart."""
+    lines = generated.strip().splitlines()
+    return bool(lines) and lines[0].strip() == expected.strip()
+
+
+def forced_choice(option_nlls: Sequence[float], option_lengths: Sequence[int] | None = None) -> int:
+    """Index of the likeliest option.
+
+    Args:
+        option_nlls: negative log-likelihood of each option, summed over its tokens, in nats.
+        option_lengths: tokens in each option, to compare by the mean per token instead of the sum.
+    """
+    lengths = option_lengths if option_lengths is not None else [1] * len(option_nlls)
+    scores = [nll / length for nll, length in zip(option_nlls, lengths, strict=True)]
+    return scores.index(min(scores))
+
+
+def bootstrap_interval(values: Tensor, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Mean of `values` (n,) with the percentile bootstrap's 95% interval over examples; NaN for n = 0.
+
+    The same values give the same interval: draws come from a generator of their own.
+    """
+    values = values.detach().double().cpu()
+    n = len(values)
+    if n == 0:
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    draws = torch.randint(n, (resamples, n), generator=torch.Generator().manual_seed(seed))
+    means = values[draws].mean(dim=1)
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
+    return Interval(values.mean().item(), low, high, n)
+
+
+class PerExample(Metric):
+    """Mean of one number per example, whatever sampler or number of devices brought the examples.
+
+    `update` takes values and the examples' row numbers; a row seen twice (distributed samplers pad their last batch with
+    repeats) counts once.
+
+    Example:
+        >>> metric = PerExample()
+        >>> metric.update(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0, 1, 1]))
+        >>> metric.interval().mean
+        0.5
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    values: list[Tensor]
+    rows: list[Tensor]
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_state("values", default=[], dist_reduce_fx="cat")
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
+
+    def update(self, values: Tensor, rows: Tensor) -> None:
+        """Add values (n,) of the examples numbered `rows` (n,)."""
+        if values.shape != rows.shape or values.dim() != 1:
+            raise ValueError(f"expected values and rows of one shape (n,), found {values.shape} and {rows.shape}")
+        self.values.append(values.float())
+        self.rows.append(rows)
+
+    def compute(self) -> Tensor:
+        """(n,) one value per example, in the order of their rows; the mean is the metric, see `interval`."""
+        if not self.rows:
+            return torch.zeros(0)
+        rows, values = dim_zero_cat(self.rows), dim_zero_cat(self.values)
+        _, inverse = rows.unique(return_inverse=True)
+        out = values.new_zeros(int(inverse.max()) + 1)
+        out[inverse] = values
+        return out
+
+    def interval(self) -> Interval:
+        """Mean over all devices' examples, with its 95% bootstrap interval."""
+        return bootstrap_interval(self.compute())

@@ -1,0 +1,299 @@
+"""Load a causal language model and its tokenizer, frozen and ready to be steered."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from gguf import GGUFReader
+from huggingface_hub import errors as hub_errors
+from tokenizers import pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from laai.default_model import GGUF_SHA256, default_model_folder
+from laai.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# What decides the shapes and the function of a decoder. Listed, rather than all fields minus some, because transformers
+# adds and renames others from version to version. Fields that are absent, None, False or empty do not count.
+ARCHITECTURE_FIELDS = (
+    "model_type hidden_size num_hidden_layers vocab_size max_position_embeddings intermediate_size ffn_dim n_inner "
+    "hidden_act activation_function hidden_activation rms_norm_eps layer_norm_eps layer_norm_epsilon norm_epsilon "
+    "rope_parameters partial_rotary_factor sliding_window tie_word_embeddings attention_bias mlp_bias use_bias "
+    "parallel_attn alibi use_parallel_residual new_decoder_architecture multi_query do_layer_norm_before "
+    "word_embed_proj_dim scale_attn_weights qk_norm use_qk_norm query_pre_attn_scalar attn_logit_softcapping "
+    "final_logit_softcapping embedding_multiplier residual_multiplier attention_multiplier logits_scaling logit_scale "
+    "num_experts num_local_experts n_routed_experts n_shared_experts num_experts_per_tok moe_intermediate_size "
+    "kv_lora_rank q_lora_rank qk_rope_head_dim qk_nope_head_dim v_head_dim state_size conv_kernel expand"
+)
+
+# Names llama.cpp gives to tokenizers that split digits one by one before the byte-level rule; transformers' GGUF reader
+# ignores the name, and then tokenizes the white space before a digit differently ("\n\n1" as "\n", "\n", "1").
+SINGLE_DIGIT_TOKENIZERS = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
+
+ONLY_PICKLES = (
+    "expected safetensors weights in {!r}, found pickle weights only, which can run code when they are read: convert "
+    "them with save_pretrained where that does no harm, or take a revision that has safetensors"
+)
+
+OFFLINE = "no connection and no copy in the cache: connect once, or give a local folder"
+# In this order: the first is a subclass of the second.
+HUB_FAILURES: list[tuple[type[BaseException], str]] = [
+    (hub_errors.GatedRepoError, "that it is gated: accept its terms there, then run `hf auth login`"),
+    (hub_errors.RepositoryNotFoundError, "none of that name: check it, or run `hf auth login` if it is private"),
+    (hub_errors.HFValidationError, "that this cannot be a name: give organisation/model, a folder or a .gguf file"),
+    (hub_errors.RevisionNotFoundError, "no such revision: give a branch, a tag or a commit that exists"),
+    (hub_errors.LocalEntryNotFoundError, OFFLINE),
+    (hub_errors.OfflineModeIsEnabled, OFFLINE),
+    (ConnectionError, OFFLINE),
+]
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A frozen causal language model with its tokenizer.
+
+    Construction puts `llm` into eval mode, turns off the gradient of all its parameters, and makes the tokenizer pad on
+    the left, with the end-of-sequence token (else the unknown token) where it has no padding token.
+
+    Attributes:
+        llm: The decoder, as transformers loads it.
+        tokenizer: Its tokenizer; the chat template, if any, is kept.
+        name: What the user asked for: ``default``, a hub id, a folder or a file.
+        revision: The commit on the hub, or the sha256 of a GGUF file; None where neither is known.
+
+    Raises:
+        UserError: The tokenizer has no token to pad with.
+    """
+
+    llm: PreTrainedModel = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    name: str = ""
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        """Freeze the model and prepare the tokenizer."""
+        self.llm.train(False)
+        self.llm.requires_grad_(False)
+        self.tokenizer.padding_side = "left"
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.unk_token
+        if self.tokenizer.pad_token is None:
+            found = f"none in {self.name!r}: set tokenizer.pad_token"
+            raise UserError(f"expected a tokenizer with a padding, end or unknown token, found {found}")
+        generation = getattr(self.llm, "generation_config", None)
+        if generation is not None and generation.pad_token_id is None:
+            generation.pad_token_id = self.tokenizer.pad_token_id  # else generate warns at every call
+
+    @property
+    def config_hash(self) -> str:
+        """16 hex digits that stand for the architecture; see `config_hash`."""
+        return config_hash(self.llm.config)
+
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """What a saved intervention records of the model that it was made on."""
+        return {"base_model": self.name, "revision": self.revision, "config_hash": self.config_hash}
+
+
+def config_hash(config: PretrainedConfig) -> str:
+    """16 hex digits (sha256) over the fields of the text model's config that decide its architecture.
+
+    Dtype, names, token ids, caching, attention implementation, quantisation and generation settings do not count, so
+    a model keeps its hash through saving, converting, quantising and upgrading transformers.
+    """
+    text = config.get_text_config()
+    fields = {name: _canonical(getattr(text, name, None)) for name in ARCHITECTURE_FIELDS.split()}
+    heads = getattr(text, "num_attention_heads", None)
+    if isinstance(heads, int) and heads:  # written out, because whether a config states these two depends on its age
+        fields["num_attention_heads"] = _canonical(heads)
+        fields["num_key_value_heads"] = _canonical(getattr(text, "num_key_value_heads", None) or heads)
+        fields["head_dim"] = _canonical(getattr(text, "head_dim", None) or text.hidden_size // heads)
+    stated = json.dumps({name: value for name, value in fields.items() if value is not None}, sort_keys=True)
+    return hashlib.sha256(stated.encode()).hexdigest()[:16]
+
+
+def _canonical(value: object) -> object:
+    """One spelling for values that files write in several: 1e-05 and its float32 neighbour, 10000 and 10000.0."""
+    if isinstance(value, dict):
+        items = {str(key): _canonical(item) for key, item in value.items()}
+        return {key: item for key, item in items.items() if item is not None} or None
+    if isinstance(value, (list, tuple)):
+        return [_canonical(item) for item in value] or None
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(int(value)) if float(value).is_integer() else f"{value:.6g}"
+    return value or None
+
+
+def load_model(
+    name: str | Path = "default",
+    *,
+    dtype: str | torch.dtype = "float32",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    device_map: str | None = None,
+) -> LanguageModel:
+    """Load a causal language model with its tokenizer, frozen and in eval mode.
+
+    Weights are read from safetensors or GGUF only, never from pickles.
+
+    Args:
+        name: ``"default"`` (SmolLM2-135M-Instruct, fetched once), a hub id, a local folder, or a ``.gguf`` file.
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"auto"`` (as saved; float32 for GGUF), or a torch dtype.
+        revision: Branch, tag or commit; for hub ids only.
+        trust_remote_code: Whether to run modelling code that comes with the model.
+        device_map: As in transformers: None for the CPU, or e.g. ``"auto"`` or ``"cuda:0"``.
+
+    Raises:
+        UserError: The model cannot be found, reached or read, or is no causal language model.
+    """
+    options: dict[str, Any] = {"dtype": _parse_dtype(dtype), "device_map": device_map}
+    text, path = str(name), Path(name).expanduser()
+    is_file = path.suffix.lower() == ".gguf"
+    if revision is not None and (text == "default" or is_file or path.is_dir()):
+        raise UserError(f"expected a hub id with revision={revision!r}, found {text!r}: drop the revision")
+    if text == "default":
+        folder = default_model_folder()
+        llm, tokenizer = _read(str(folder), folder, {}, options)
+        return LanguageModel(llm, tokenizer, text, GGUF_SHA256)
+    if is_file:
+        llm, tokenizer = read_gguf(path, **options)
+        with path.open("rb") as file:
+            return LanguageModel(llm, tokenizer, text, hashlib.file_digest(file, "sha256").hexdigest())
+    if path.is_dir():
+        _check_folder(text, path)
+        llm, tokenizer = _read(text, path, {"trust_remote_code": trust_remote_code}, options)
+        return LanguageModel(llm, tokenizer, text)
+    spelt_as_path = isinstance(name, Path) or text.startswith(("/", ".", "~")) or text.count("/") > 1 or "\\" in text
+    if spelt_as_path or path.exists():
+        found = "another kind of file" if path.exists() else "nothing"
+        raise UserError(f"expected a model folder or .gguf file at {text!r}, found {found} there: check the path")
+    llm, tokenizer = _read(text, text, {"trust_remote_code": trust_remote_code, "revision": revision}, options)
+    return LanguageModel(llm, tokenizer, text, getattr(llm.config, "_commit_hash", None))
+
+
+def _parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    if dtype == "auto" or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        return dtype
+    if isinstance(dtype, str) and dtype in DTYPES:
+        return DTYPES[dtype]
+    choices = ", ".join([*DTYPES, "auto"])
+    raise UserError(f"expected dtype to be one of {choices} or a floating torch.dtype, found {dtype!r}: choose one")
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        found = "a PEFT adapter: load its base model" if adapter else "none: give the folder save_pretrained wrote"
+        raise UserError(f"expected a model folder with config.json at {name!r}, found {found}")
+    if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+        raise UserError(ONLY_PICKLES.format(name))
+
+
+def read_gguf(
+    path: Path, *, dtype: str | torch.dtype = torch.float32, device_map: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Read a GGUF file as an ordinary model, dequantised, that can be saved.
+
+    Raises:
+        UserError: The file is missing, damaged or of an architecture that transformers cannot read.
+    """
+    if not path.is_file():
+        raise UserError(f"expected a .gguf file at {str(path)!r}, found nothing there: check the path")
+    try:
+        kind = GGUFReader(path).get_field("tokenizer.ggml.pre")
+    except Exception as err:  # numpy, struct and gguf raise whatever the damaged bytes lead to
+        found = f"one that cannot be read ({_one_line(err)})"
+        raise UserError(f"expected a whole GGUF file at {str(path)!r}, found {found}: fetch it again") from err
+    options = {"dtype": torch.float32 if dtype == "auto" else dtype, "device_map": device_map}
+    llm, tokenizer = _read(str(path), path.parent, {"gguf_file": path.name}, options)
+    if kind is not None and kind.contents() in SINGLE_DIGIT_TOKENIZERS:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    _forget_quantisation(llm)
+    return llm, tokenizer
+
+
+def _forget_quantisation(llm: PreTrainedModel) -> None:
+    """Drop the marks of the GGUF file from a model whose weights are ordinary tensors: with them it cannot be saved."""
+    if (quantizer := getattr(llm, "hf_quantizer", None)) is not None:
+        quantizer.remove_quantization_config(llm)
+    for marked in (module for module in llm.modules() if isinstance(module, PreTrainedModel)):
+        for mark in ("quantization_config", "_is_quantized"):
+            if hasattr(marked.config, mark):
+                delattr(marked.config, mark)
+
+
+def _read(
+    name: str, source: str | Path, where: dict[str, Any], options: dict[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    local = isinstance(source, Path)
+    loader: Any = AutoModelForCausalLM  # its annotations leave out output_loading_info
+    try:
+        if not local:  # fails sooner than the tokenizer does, and pins one commit for all files
+            config = AutoConfig.from_pretrained(source, **where)
+            where = {**where, "revision": getattr(config, "_commit_hash", None) or where["revision"]}
+        with _quiet() if local else contextlib.nullcontext():
+            tokenizer = AutoTokenizer.from_pretrained(source, **where)
+            arguments = {"use_safetensors": True, "output_loading_info": True, **where, **options}
+            llm, info = loader.from_pretrained(source, **arguments)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as err:  # transformers, safetensors, tokenizers and the hub client share no base class
+        raise UserError(_explain(name, local, err)) from err
+    if missing := sorted(info["missing_keys"]):  # transformers makes them up, with no more than a warning
+        found = f"{len(missing)} missing (such as {missing[0]!r}): complete the checkpoint"
+        raise UserError(f"expected all weights of {type(llm).__name__} in {name!r}, found {found}")
+    return llm, tokenizer
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars, which only a download deserves."""
+    bars: Any = transformers_logging
+    shown = bars.is_progress_bar_enabled()
+    if shown:
+        bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+
+
+def _explain(name: str, local: bool, err: Exception) -> str:
+    """One line for whatever transformers raised: expected, found, cure."""
+    text = _one_line(err)
+    causes: list[BaseException] = [err]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+        causes.append(cause)
+    for kind, found in HUB_FAILURES:
+        if not local and any(isinstance(cause, kind) for cause in causes):
+            return f"expected the model {name!r} on the hub, found {found}"
+    if "trust_remote_code" in str(err):
+        return f"expected no code inside {name!r}, found some: read it, then pass trust_remote_code=True"
+    if "does not recognize this architecture" in text or "Unrecognized" in text or "not supported" in text:
+        return f"expected a causal language model known to transformers at {name!r}, found none ({text}): take another"
+    if not local and isinstance(err, OSError) and "safetensors" in text:
+        return ONLY_PICKLES.format(name)
+    found = f"{type(err).__name__} ({text})"
+    return f"expected a causal language model that can be read at {name!r}, found {found}: check its files"
+
+
+def _one_line(err: BaseException) -> str:
+    text = " ".join(str(err).split()) or type(err).__name__
+    return text if len(text) <= 200 else text[:199] + "…"

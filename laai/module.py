@@ -1,0 +1,249 @@
+"""`LAAIModule`: learn additive vectors of a frozen LLM from a few labelled examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import Optimizer
+
+from laai import penalty
+from laai.activations import last_token_statistics
+from laai.artefact import check_fits
+from laai.data import FewShotDataModule, encode_training
+from laai.errors import UserError
+from laai.evaluate import answer_limit, measure
+from laai.intervention import Intervention
+from laai.layer_choice import choose_layer
+from laai.layers import Site, find_decoder
+from laai.models import LanguageModel, load_model
+from laai.positions import Positions
+from laai.prompts import Batch, Prompt, Template, pad_token
+from laai.scores import TaskMetrics
+from laai.steered import SteeredLM, mean_nll
+
+
+class LAAIModule(LightningModule):
+    """Task-driven Layerwise Additive Activation Intervention (arXiv 2502.06115) as a LightningModule.
+
+    Minimises the mean negative log-likelihood of the answers' tokens over the vectors alone; a proximal step of the
+    sparse group lasso follows each step of the optimiser. Only the vectors are trained and checkpointed.
+
+    Args:
+        base_model: `default`, a hub id, a folder, or a GGUF file; it is frozen.
+        dtype: of the LLM: float32, bfloat16, float16 or auto. Vectors are always fp32.
+        site: `heads` (concatenated head outputs before the output projection) or `residual` (a layer's output).
+        layers: `all`, a number, a list of numbers, or `auto`: all layers at `heads`; at `residual` the one that a short
+            cross-validation on the training examples prefers.
+        positions: `last_prompt`, `generated` (that one and all later tokens), or `all`.
+        init: the vectors' start: `zero`, `random`, `cast`, or the path of an intervention file.
+        source: of a `cast` start: `own` (the training examples themselves) or another task.
+        init_scale: factor on a `cast` start or a file; size of a `random` start relative to the activations.
+        l1: strength of the ℓ1 penalty, which zeroes entries.
+        group_l2: strength of the group-ℓ2 penalty, which zeroes heads (site `heads`) or layers (`residual`).
+        optimizer: any of torch.optim, with its options, weight decay among them. Its learning rate is in units of the
+            activations' root mean square at each vector's site, so that one rate serves all layers, sites and models.
+        lr_scheduler: any of torch.optim.lr_scheduler, stepped once a step; null for a constant rate.
+    """
+
+    language_model: LanguageModel
+    steered: SteeredLM
+
+    def __init__(
+        self,
+        base_model: str = "default",
+        dtype: str = "float32",
+        site: Site = "heads",
+        layers: Literal["auto", "all"] | int | list[int] = "auto",
+        positions: Positions = "last_prompt",
+        init: str = "cast",
+        source: str = "own",
+        init_scale: float = 0.5,
+        l1: float = 0.0,
+        group_l2: float = 0.0,
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=0.01),
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("l1", l1), ("group_l2", group_l2)):
+            if not value >= 0:
+                raise UserError(f"{name} must not be negative, found {value}")
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
+        self.base_model, self.dtype_name, self.site, self.positions = base_model, dtype, site, positions
+        self.layers, self.init, self.source, self.init_scale = layers, init, source, init_scale
+        self.l1, self.group_l2 = l1, group_l2
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.cast_start: Callable[[LAAIModule], Intervention] | None = None
+        """Makes a `cast` start; set by a callback of the package that knows how (`cast.start.CastStart`)."""
+        self.given_start: Intervention | None = None
+        """A start given as an object; goes before `init`."""
+        self.rms: dict[int, float] = {}
+        """Root mean square of the activation at the site, by layer: the unit of the learning rate."""
+        self.strict_loading = False  # checkpoints hold the vectors alone; `on_load_checkpoint` checks those
+        self.metrics = TaskMetrics()
+
+    @property
+    def intervention(self) -> Intervention:
+        """The vectors being learned."""
+        return self.steered.intervention
+
+    @property
+    def data(self) -> FewShotDataModule:
+        """The data module of this run."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, FewShotDataModule):
+            raise RuntimeError("LAAIModule learns from a FewShotDataModule; pass one as datamodule=")
+        return data
+
+    @property
+    def template(self) -> Template:
+        """How the task is written for this model."""
+        return self.data.template(self.language_model.tokenizer)
+
+    def configure_model(self) -> None:
+        """Load the LLM and make the start; once, in every process, before optimisers and wrappers."""
+        if hasattr(self, "steered"):
+            return
+        if not hasattr(self, "language_model"):
+            self.language_model = load_model(self.base_model, dtype=self.dtype_name)
+        llm = self.language_model.llm.to(self.trainer.strategy.root_device)
+        prompts = [prompt for _, prompt in encode_training(self.template, self.data.splits.train)]
+        layers = self._resolve_layers(prompts)
+        pad = pad_token(self.language_model.tokenizer)
+        statistics = last_token_statistics(llm, prompts, self.site, layers, pad=pad)
+        self.rms = {layer: statistics.rms(layer) for layer in layers}
+        self.steered = SteeredLM(llm, self._start(layers))
+
+    def _resolve_layers(self, prompts: list[Prompt]) -> list[int]:
+        decoder = find_decoder(self.language_model.llm)
+        if self.layers == "all" or (self.layers == "auto" and self.site == "heads"):
+            return decoder.steerable(self.site)
+        if self.layers == "auto":
+            with torch.inference_mode(False), torch.enable_grad():
+                return [choose_layer(self.language_model, self.site, self.positions, prompts)]
+        layers = [self.layers] if isinstance(self.layers, int) else list(self.layers)
+        if not layers or len(set(layers)) != len(layers):
+            raise UserError(f"layers must be auto, all, a number or a list of different numbers, found {layers}")
+        for layer in layers:
+            decoder.width(self.site, layer)
+        return sorted(layers)
+
+    def _start(self, layers: list[int]) -> Intervention:
+        """The vectors before the first step, on the wanted layers, at scale 1."""
+        zeros = Intervention.zeros(self.language_model, self.site, layers, positions=self.positions)
+        if self.given_start is not None:
+            start = self.given_start
+        elif self.init == "zero":
+            return zeros
+        elif self.init == "random":
+            units = Intervention.random(self.language_model, self.site, layers, seed=self.data.seed)
+            size = {key: self.init_scale * self.rms[key[1]] * len(v) ** 0.5 for key, v in units.items()}
+            return zeros.with_vectors({key: size[key] * v for key, v in units.items()})
+        elif self.init == "cast":
+            if self.cast_start is None:
+                raise UserError("a cast start needs the callback cast.start.CastStart in the trainer's callbacks")
+            start = self.init_scale * self.cast_start(self)
+        else:
+            start = self.init_scale * Intervention.load(self.init, self.language_model)
+        check_fits(start, self.language_model, "the start")
+        have = {key: start.scale * v.detach() for key, v in start.items()}
+        missing = [layer for layer in layers if (self.site, layer) not in have]
+        if missing:
+            raise UserError(f"the start has no vector at {self.site} on layers {missing}; choose others by layers")
+        return zeros.with_vectors(
+            {key: have[key] for key, _ in zeros.items()}, metadata=zeros.metadata | {"start": start.metadata.get("cast")}
+        )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimiser over the vectors, one group each, its rate in units of the activations' RMS."""
+        optimizer = self.optimizer([{"params": [v], "name": f"{s}.{i}"} for (s, i), v in self.intervention.items()])
+        for group, (key, _) in zip(optimizer.param_groups, self.intervention.items(), strict=True):
+            group["lr"] *= self.rms[key[1]]
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = self.lr_scheduler(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}  # type: ignore
+
+    def training_step(self, batch: Batch) -> Tensor:
+        """Mean negative log-likelihood of the batch's answer tokens."""
+        loss = mean_nll(self.steered(batch), batch.labels)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.rows))
+        return loss
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Optimizer, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """The optimiser's step, then the proximal step of the sparse group lasso at the same rate."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        groups = {key: self.groups(key[1]) for key, _ in self.intervention.items()}
+        if self.l1 or self.group_l2:
+            with torch.no_grad():
+                for group, (key, vector) in zip(optimizer.param_groups, self.intervention.items(), strict=True):
+                    vector.copy_(
+                        penalty.proximal_step(vector, groups[key], self.l1, self.group_l2, float(group["lr"]))
+                    )
+            values = [penalty.value(v.detach(), groups[k], self.l1, self.group_l2) for k, v in self.intervention.items()]
+            self.log("train/penalty", torch.stack(values).sum())
+
+    def groups(self, layer: int) -> int:
+        """Groups of the penalty in a layer's vector: its heads, or the vector as one."""
+        return self.intervention.num_heads[layer] if self.site == "heads" else 1
+
+    def validation_step(self, rows: Tensor) -> None:
+        """Measure the steered model on validation examples."""
+        self._measure(rows, validation=True)
+
+    def test_step(self, rows: Tensor) -> None:
+        """Measure the steered model on test examples."""
+        self._measure(rows, validation=False)
+
+    def _measure(self, rows: Tensor, validation: bool) -> None:
+        examples = self.data.splits.validation if validation else self.data.splits.test
+        chosen = [(row, examples[row]) for row in rows.tolist()]
+        limit, size = answer_limit(self.template, examples), self.data.eval_batch_size
+        self.metrics.update(
+            measure(self.steered.llm, self.template, chosen, max_new_tokens=limit, batch_size=size)
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation scores; `val/nll` is what early stopping watches."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test scores."""
+        self._log_scores("test")
+
+    def _log_scores(self, stage: str) -> None:
+        scores = self.metrics.compute("laai")
+        self.metrics.reset()
+        self.log(f"{stage}/exact_match", scores.exact_match, prog_bar=stage == "val")
+        self.log(f"{stage}/nll", scores.nll)
+        if scores.choice_accuracy is not None:
+            self.log(f"{stage}/choice_accuracy", scores.choice_accuracy)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The vectors alone: the LLM and the metrics are not part of a checkpoint."""
+        whole = super().state_dict(*args, **kwargs)
+        return {name: value for name, value in whole.items() if name.startswith("steered.intervention.")}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which model the vectors belong to."""
+        checkpoint["laai"] = self.language_model.identity
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model, or one whose vectors are not exactly ours.
+
+        Raises:
+            UserError: with what was expected and what was found.
+        """
+        made_for, here = checkpoint.get("laai") or {}, self.language_model.identity
+        if made_for.get("config_hash") != here["config_hash"]:
+            raise UserError(f"the checkpoint was made for {made_for.get('base_model')}, not for {here['base_model']}")
+        expected, found = set(self.state_dict()), set(checkpoint["state_dict"])
+        if expected != found:
+            raise UserError(f"the checkpoint's vectors differ from this run's: {sorted(expected ^ found)[:4]}")

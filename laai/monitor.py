@@ -1,0 +1,110 @@
+"""`Monitor`: the vectors over time, as TensorBoard scalars and heat maps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from laai.module import LAAIModule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Monitor(pl.Callback):
+    """Record each vector's norm at each step, relative to the activation's norm at its site; plot them at the end.
+
+    A ratio near or above 1 is the sign of over-steering.
+    """
+
+    def __init__(self) -> None:
+        self._history: list[Tensor] = []
+        self._last: list[Tensor] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the start."""
+        self._history, self._last = [], []
+        self._record(pl_module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Note the norms after a step."""
+        self._record(pl_module)
+        relative = self._history[-1]
+        pl_module.log_dict({"vectors/mean relative norm": relative.mean(), "vectors/largest": relative.max()})
+        zeros = torch.cat([part == 0 for part in self._last]).float().mean()
+        pl_module.log("vectors/share of zero groups", zeros)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the heat maps."""
+        if isinstance(pl_module, LAAIModule) and self._history:
+            log_figures(trainer, self.figures(pl_module))
+
+    def _record(self, module: pl.LightningModule) -> None:
+        if isinstance(module, LAAIModule):
+            norms = module.intervention.norms()
+            self._last = [norm.cpu() / _activation_norm(module, key[1], len(norm)) for key, norm in norms.items()]
+            whole = [norm.square().sum().sqrt().cpu() for norm in norms.values()]
+            units = [_activation_norm(module, key[1], 1) for key in norms]
+            self._history.append(torch.stack([norm / unit for norm, unit in zip(whole, units, strict=True)]))
+
+    def figures(self, module: LAAIModule) -> dict[str, Figure]:
+        """Layer × step, and layer × head where there are heads."""
+        layers = module.intervention.layers
+        steps = torch.stack(self._history, dim=1)
+        figures = {"vectors/norm by layer over steps": _heat_map(steps, layers, "step", "layer")}
+        if len({len(part) for part in self._last}) == 1 and len(self._last[0]) > 1:
+            figures["vectors/norm by head"] = _heat_map(torch.stack(self._last), layers, "head", "layer")
+        return figures
+
+
+def _activation_norm(module: LAAIModule, layer: int, groups: int) -> float:
+    """Typical norm of the activation at the site, or of one of its equal parts."""
+    width = len(module.intervention[module.site, layer])
+    return max(module.rms[layer] * (width / groups) ** 0.5, torch.finfo(torch.float32).tiny)
+
+
+def _heat_map(values: Tensor, layers: list[int], x: str, y: str) -> Figure:
+    """A figure of values (layers, columns): norm of the vector over norm of the activation."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, max(2.0, 0.18 * len(layers) + 1.2)), layout="constrained", dpi=110)
+    axes = figure.add_subplot()
+    picture = axes.imshow(values.detach().cpu().numpy(), aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
+    every = max(1, len(layers) // 15)
+    axes.set_yticks(range(0, len(layers), every), [str(layer) for layer in layers[::every]])
+    axes.set(xlabel=x, ylabel=y)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.colorbar(picture, label="‖vector‖ / ‖activation‖")
+    return figure
+
+
+@rank_zero_only
+def log_figures(trainer: pl.Trainer, figures: dict[str, Figure]) -> None:
+    """Add figures to every TensorBoard logger of the trainer."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            for name, figure in figures.items():
+                logger.experiment.add_figure(name, figure, global_step=trainer.global_step)
+
+
+@rank_zero_only
+def log_texts(trainer: pl.Trainer, texts: dict[str, str]) -> None:
+    """Add Markdown texts to every TensorBoard logger of the trainer."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            for name, text in texts.items():
+                logger.experiment.add_text(name, text, global_step=trainer.global_step)
+
+
+@rank_zero_only
+def log_outcome(trainer: pl.Trainer, hyperparameters: dict[str, Any], metrics: dict[str, float]) -> None:
+    """Add a row to the HParams page: the settings of the run with its final metrics."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(hyperparameters, metrics)
+            logger.experiment.flush()

@@ -1,0 +1,34 @@
+"""Sparse group lasso: its value and its proximal step.
+
+LAAI (arXiv 2502.06115) regularises its vectors "sparse across and within attention heads": an ℓ1 term within heads and an
+ℓ2 term over each head. A gradient step on either never gives exact zeros, the proximal step does.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def value(vector: Tensor, groups: int, l1: float, group_l2: float) -> Tensor:
+    """l1 * ‖Δ‖₁ + group_l2 * Σ_g ‖δ_g‖₂ of a vector (width,) split into `groups` equal parts; a scalar."""
+    return l1 * vector.abs().sum() + group_l2 * vector.view(groups, -1).norm(dim=-1).sum()
+
+
+def proximal_step(vector: Tensor, groups: int, l1: float, group_l2: float, step: float) -> Tensor:
+    """The point that minimises ½‖u − Δ‖² + step * value(u): soft threshold, then shrink each group.
+
+    Args:
+        vector: (width,), after the optimiser's step.
+        groups: number of equal parts; the heads at site `heads`, 1 at `residual`.
+        l1, group_l2: strengths, as in `value`.
+        step: the optimiser's learning rate.
+
+    Returns:
+        (width,), with exact zeros (Simon et al. 2013, eq. 12: the prox of the sparse group lasso).
+    """
+    soft = vector.sign() * (vector.abs() - step * l1).clamp_min(0)
+    parts = soft.view(groups, -1)
+    norm = parts.norm(dim=-1, keepdim=True)
+    shrink = (1 - step * group_l2 / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_min(0)
+    return (parts * shrink).view_as(vector)

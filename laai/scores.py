@@ -1,0 +1,92 @@
+"""From measured examples to the scores of a method: one row of the results table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from laai.evaluate import Measured
+from laai.metrics import PerExample
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One method on one set of examples.
+
+    Attributes:
+        exact_match, exact_match_low, exact_match_high: share of exact matches and its 95% bootstrap interval.
+        choice_accuracy, choice_accuracy_mean: forced choice by option likelihood, summed and averaged over the option's
+            tokens; None for tasks without choices.
+        nll: mean over examples of the mean negative log-likelihood per answer token, nats.
+        n: examples.
+        prompt_tokens: mean tokens in a prompt.
+        ms_per_query: mean generation time of a query in its batch, milliseconds.
+    """
+
+    method: str
+    exact_match: float
+    exact_match_low: float
+    exact_match_high: float
+    choice_accuracy: float | None
+    choice_accuracy_mean: float | None
+    nll: float
+    n: int
+    prompt_tokens: float
+    ms_per_query: float
+
+    def as_json(self) -> dict[str, object]:
+        """Plain JSON values; a likelihood that is not finite becomes null."""
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+
+
+class TaskMetrics(nn.Module):
+    """The torchmetrics behind `Scores`; a module, so that Lightning moves them and devices can share them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.exact, self.nll, self.tokens, self.ms = (PerExample() for _ in range(4))
+        self.choice_sum, self.choice_mean = PerExample(), PerExample()
+
+    def update(self, measured: Sequence[Measured]) -> None:
+        """Add measured examples."""
+        self._add(self.exact, [(m.row, m.exact) for m in measured])
+        self._add(self.nll, [(m.row, m.nll) for m in measured])
+        self._add(self.tokens, [(m.row, m.prompt_tokens) for m in measured])
+        self._add(self.ms, [(m.row, 1000 * m.seconds) for m in measured])
+        self._add(self.choice_sum, [(m.row, m.choice_sum) for m in measured if m.choice_sum is not None])
+        self._add(self.choice_mean, [(m.row, m.choice_mean) for m in measured if m.choice_mean is not None])
+
+    def compute(self, method: str) -> Scores:
+        """The scores over all devices' examples, each counted once."""
+        exact = self.exact.interval()
+        mean = {name: getattr(self, name).interval() for name in ("nll", "tokens", "ms")}
+        choices = [m.interval().mean if m.update_called else None for m in (self.choice_sum, self.choice_mean)]
+        return Scores(
+            method=method,
+            exact_match=exact.mean,
+            exact_match_low=exact.low,
+            exact_match_high=exact.high,
+            choice_accuracy=choices[0],
+            choice_accuracy_mean=choices[1],
+            nll=mean["nll"].mean,
+            n=exact.n,
+            prompt_tokens=mean["tokens"].mean,
+            ms_per_query=mean["ms"].mean,
+        )
+
+    def reset(self) -> None:
+        """Forget all examples."""
+        for metric in self.children():
+            metric.reset()  # type: ignore[operator]
+
+    @staticmethod
+    def _add(metric: PerExample, pairs: Sequence[tuple[int, float]]) -> None:
+        if pairs:
+            rows, values = zip(*pairs, strict=True)
+            metric.update(
+                torch.tensor(values, dtype=torch.float32, device=metric.device), torch.tensor(rows, device=metric.device)
+            )

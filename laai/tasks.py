@@ -1,0 +1,284 @@
+"""Examples, tasks made of them, and the seeded split into training, validation and test examples."""
+
+import difflib
+import hashlib
+import importlib.resources
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from laai.errors import UserError
+
+HUB_PREFIX = "hf:"
+FILE_SUFFIXES = (".json", ".jsonl", ".csv")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One labelled example.
+
+    ``choices`` are this example's options and ``output`` is one of them; ``label`` is the index of ``output`` in
+    ``choices`` and is filled in where it is not given.
+    """
+
+    input: str
+    output: str
+    choices: tuple[str, ...] | None = None
+    label: int | None = None
+
+    def __post_init__(self) -> None:
+        """Fill in the label."""
+        if self.label is None and self.choices is not None and self.output in self.choices:
+            object.__setattr__(self, "label", self.choices.index(self.output))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three sets of examples, no input of which is in two."""
+
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Labelled examples of one task, and how a prompt presents them.
+
+    ``examples`` is the pool from which training and validation examples are drawn, and test examples too where there is
+    no ``test_examples``. Examples of the pool whose input is also in ``test_examples`` are left out of the pool.
+
+    Raises:
+        UserError: fewer than two examples, an input given twice, an empty input or output, or an output or label that
+            does not fit its choices.
+    """
+
+    name: str
+    examples: tuple[Example, ...]
+    test_examples: tuple[Example, ...] | None = None
+    instruction: str = ""
+    input_prefix: str = "Q: "
+    answer_prefix: str = "A:"
+    source: str = ""
+    licence: str = ""
+    language: str = "en"
+
+    def __post_init__(self) -> None:
+        """Check the examples and take the test set's inputs out of the pool."""
+        _check(self.name, self.examples)
+        if self.test_examples is not None:
+            _check(f"{self.name}, test set", self.test_examples)
+            held_out = {example.input for example in self.test_examples}
+            pool = tuple(example for example in self.examples if example.input not in held_out)
+            object.__setattr__(self, "examples", pool)
+        if len(self.examples) < 2:
+            beyond = "" if self.test_examples is None else " outside its test set"
+            raise UserError(
+                f"task {self.name}: needs at least 2 examples{beyond}, found {len(self.examples)}; add examples"
+            )
+
+    @property
+    def has_choices(self) -> bool:
+        """Whether every example has choices."""
+        return all(example.choices is not None for example in (*self.examples, *(self.test_examples or ())))
+
+    def split(self, num_examples: int, *, validation: int = 0, test: int | None = None, seed: int = 0) -> Splits:
+        """Draw training, validation and test examples.
+
+        The draw depends on the task's name, the seed and the inputs alone, not on the order of the examples. For one
+        seed, the test examples do not depend on ``num_examples`` (unless ``test`` is None and there is no given test
+        set), and a smaller training set is the beginning of a larger one. Where all examples share one set of choices,
+        every run of as many training examples as there are labels holds each label once, until one runs out.
+
+        Args:
+            num_examples: number of training examples.
+            validation: number of validation examples.
+            test: number of test examples; None takes the whole given test set, or all examples that are left.
+            seed: another seed gives another draw.
+
+        Raises:
+            UserError: more examples asked for than there are, or none left for the test.
+        """
+        if min(num_examples, validation, test or 0) < 0:
+            raise UserError(
+                f"split sizes must be 0 or more, got num_examples={num_examples}, validation={validation}, test={test}"
+            )
+        key = f"{self.name}/{seed}"
+        pool = _shuffled(self.examples, key)
+        given = self.test_examples is not None
+        self._check_sizes(num_examples + validation, test)
+        if given:
+            held_out = _shuffled(self.test_examples or (), key)[:test]
+        else:
+            pool, held_out = _cut(pool, test or 0)
+        pool, validated = _cut(pool, validation)
+        train = _balanced(pool, num_examples, key) if self._shares_choices() else pool[:num_examples]
+        if not given and test is None:
+            chosen = {example.input for example in train}
+            held_out = [example for example in pool if example.input not in chosen]
+        return Splits(tuple(train), tuple(validated), tuple(held_out))
+
+    def _check_sizes(self, fitted: int, test: int | None) -> None:
+        """Raise if the pool or the test set is too small; ``fitted`` counts training and validation examples."""
+        pool = len(self.examples)
+        if self.test_examples is not None:
+            if test is not None and test > len(self.test_examples):
+                raise UserError(
+                    f"task {self.name}: {test} test examples asked for, its test set has {len(self.test_examples)}"
+                )
+            wanted, what = fitted, "training and validation"
+        else:
+            wanted, what = fitted + (1 if test is None else test), "training, validation and test"
+        if wanted > pool:
+            least = "at least " if self.test_examples is None and test is None else ""
+            raise UserError(
+                f"task {self.name}: {least}{wanted} {what} examples asked for, it has {pool}; ask for fewer"
+            )
+
+    def _shares_choices(self) -> bool:
+        """Whether all examples of the pool have the same choices."""
+        first = self.examples[0].choices
+        return first is not None and all(example.choices == first for example in self.examples)
+
+
+def dedupe(examples: Sequence[Example], places: Sequence[str] | None = None, *, strict: bool = True) -> list[Example]:
+    """Keep the first example of each input.
+
+    A repeated example is dropped silently. Another output for the same input can be right where answers are open
+    (several translations of a word): it is dropped too, with one warning that counts them. With the same choices it
+    cannot be right.
+
+    Args:
+        examples: the examples in order.
+        places: where each comes from, such as "data.csv, line 3"; by default their numbers.
+        strict: raise on contradicting choices; otherwise they are dropped with the warning.
+
+    Raises:
+        UserError: an input occurs with the same choices and two outputs.
+    """
+    kept: dict[str, int] = {}
+    dropped: list[str] = []
+    for number, example in enumerate(examples):
+        first = kept.setdefault(example.input, number)
+        if examples[first].output == example.output:
+            continue
+        where, before = (places[i] if places else f"example {i + 1}" for i in (number, first))
+        conflict = (
+            f"{where}: input {_short(example.input)} has output {_short(example.output)}, "
+            f"but {_short(examples[first].output)} at {before}"
+        )
+        if strict and example.choices is not None and example.choices == examples[first].choices:
+            raise UserError(f"{conflict}; correct one of them")
+        dropped.append(conflict)
+    if dropped:
+        rule = "as the first output of an input is kept"
+        warnings.warn(f"dropped {len(dropped)} of {len(examples)} examples, {rule}; {dropped[0]}", stacklevel=2)
+    return [examples[number] for number in kept.values()]
+
+
+def builtin_tasks() -> list[str]:
+    """The sorted names of the tasks that come with the library."""
+    tables = importlib.resources.files("laai.task_tables").iterdir()
+    return sorted(table.name.removesuffix(".json") for table in tables if table.name.endswith(".json"))
+
+
+def load_task(spec: str | Path, *, columns: Mapping[str, str] | None = None) -> Task:
+    """Load a built-in task, a file, a folder or a hub data set.
+
+    Args:
+        spec: the name of a built-in task; a .json file (Function Vectors' list, or a table like the built-in ones), a
+            .jsonl or .csv file; a folder with train.jsonl and perhaps test.jsonl; or ``hf:name[/config]``, a data set
+            of the hub, or ``hf:/a/folder``.
+        columns: which column or key of the data holds ``input``, ``output``, ``choices`` and ``label``, if their names
+            differ. ``input`` and ``output`` may be templates ("{premise}\\n{hypothesis}"); ``choices`` may be
+            "no|yes" or "{option1}|{option2}"; dots reach into nested values ("answers.text"). For hub data
+            also ``split`` ("train" by default) and ``test_split``.
+
+    Raises:
+        UserError: there is no such task, or its data are not as they should be; the message names the line.
+    """
+    # Imported here as these modules build on this one's Example and Task.
+    from laai import task_files, task_hub
+
+    text = str(spec)
+    if text.startswith(HUB_PREFIX):
+        return task_hub.load_hub(text.removeprefix(HUB_PREFIX), columns or {})
+    if isinstance(spec, str) and spec in builtin_tasks():
+        if columns:
+            raise UserError(f"task {spec} is built in and takes no columns; for a file of that name write ./{spec}")
+        with importlib.resources.as_file(importlib.resources.files("laai.task_tables") / f"{spec}.json") as path:
+            return task_files.load_file(path, {})
+    try:
+        path = Path(spec).expanduser()
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"cannot look at {_short(text)}: {error}") from error
+    if is_folder:
+        return task_files.load_folder(path, columns or {})
+    if isinstance(spec, Path) or path.suffix in FILE_SUFFIXES or len(path.parts) > 1 or exists:
+        return task_files.load_file(path, columns or {})
+    close = difflib.get_close_matches(text, builtin_tasks())
+    hint = f"close matches: {', '.join(close)}; " if close else ""
+    raise UserError(
+        f"unknown task {_short(text)}; {hint}`laai tasks` lists the built-in ones, and a .json, .jsonl or .csv file, a "
+        "folder or hf:name is a task too"
+    )
+
+
+def _check(name: str, examples: Iterable[Example]) -> None:
+    """Raise UserError at the first example that is not as it should be."""
+    seen = set()
+    for number, example in enumerate(examples, 1):
+        where = f"task {name}, example {number}"
+        for field, text in (("input", example.input), ("output", example.output)):
+            if not isinstance(text, str) or not text.strip():
+                raise UserError(f"{where}: {field} must be a text that is not empty, got {text!r}")
+        if example.input in seen:
+            raise UserError(f"{where}: input {_short(example.input)} occurs twice; drop one, see laai.tasks.dedupe")
+        seen.add(example.input)
+        if example.choices is None:
+            if example.label is not None:
+                raise UserError(f"{where}: has label {example.label} but no choices; give choices")
+        elif example.output not in example.choices:
+            raise UserError(f"{where}: output {_short(example.output)} is none of its choices {list(example.choices)}")
+        elif not any(
+            (index, choice) == (example.label, example.output) for index, choice in enumerate(example.choices)
+        ):
+            raise UserError(
+                f"{where}: label {example.label} is not the index of {_short(example.output)} "
+                f"in its choices {list(example.choices)}"
+            )
+
+
+def _rank(key: str, text: str) -> bytes:
+    # A digest rather than a generator: the order is the same in every Python version and for every file order.
+    return hashlib.sha256(f"{key}/{text}".encode("utf-8", "surrogatepass")).digest()
+
+
+def _shuffled(examples: Iterable[Example], key: str) -> list[Example]:
+    return sorted(examples, key=lambda example: _rank(key, example.input))
+
+
+def _cut(examples: list[Example], size: int) -> tuple[list[Example], list[Example]]:
+    """Split off the last ``size`` examples."""
+    middle = len(examples) - size
+    return examples[:middle], examples[middle:]
+
+
+def _balanced(examples: Iterable[Example], size: int, key: str) -> list[Example]:
+    """The first ``size`` examples when labels take turns, in an order that is shuffled anew each round."""
+    by_label = defaultdict(list)
+    for example in examples:
+        by_label[example.output].append(example)
+    turns = []
+    for label, members in by_label.items():
+        turns += [(turn, _rank(f"{key}/{turn}", label), member) for turn, member in enumerate(members)]
+    turns.sort(key=lambda entry: entry[:2])
+    return [member for _, _, member in turns[:size]]
+
+
+def _short(text: str) -> str:
+    """The text in quotes, cut to one short line."""
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")

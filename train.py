@@ -1,0 +1,148 @@
+"""Fit one intervention on a frozen LLM, test it against prompting, and log it.
+
+    python train.py                                     ten antonyms, the default model
+    python train.py --data.task my_examples.jsonl --data.num_examples 20
+    python train.py --data.task present-past --model.source singular-plural
+    python train.py --model.site residual --model.layers 12 --trainer.max_steps 50
+    python train.py --config lightning_logs/version_0/config.yaml
+
+Results go to lightning_logs/version_N: results.json, intervention.safetensors, config.yaml, TensorBoard events.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from cast import CastStart, best_scale
+from laai.compare import Method, compare
+from laai.data import FewShotDataModule, encode_training
+from laai.errors import UserError
+from laai.module import LAAIModule
+from laai.monitor import Monitor, log_outcome, log_texts
+from laai.progress import StepProgress
+from laai.report import answers_markdown, markdown_table, print_table, write_results
+
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "logger": {
+        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+        "init_args": {"save_dir": ".", "name": "lightning_logs", "default_hp_metric": False},
+    },
+    "max_steps": 10,
+    "max_epochs": -1,
+    "log_every_n_steps": 1,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+}
+
+
+class TrainCLI(LightningCLI):
+    """LightningCLI with this project's callbacks; after the fit it tests, prints and writes."""
+
+    model: LAAIModule
+    datamodule: FewShotDataModule
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """`--cast.*` sets how another task's CAST vector is extracted; `--early_stopping.*` works with validation."""
+        parser.add_lightning_class_args(CastStart, "cast")
+        parser.add_argument("--patience", type=int, default=3, help="validations without progress before stopping")
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """The trainer, with early stopping where there are validation examples."""
+        callbacks: list[pl.Callback] = [StepProgress(), Monitor()]
+        held_back = len(self.datamodule.splits.validation) > 0
+        if held_back:
+            callbacks.append(EarlyStopping("val/nll", patience=self._get(self.config, "patience")))
+        callbacks.append(
+            ModelCheckpoint(monitor="val/nll" if held_back else None, save_last=True, filename="{step}")
+        )
+        self.trainer_defaults["callbacks"] = callbacks
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Start the clock."""
+        self._began = time.perf_counter()
+
+    def after_fit(self) -> None:
+        """Test zero-shot, few-shot, CAST and LAAI on the same examples, and leave the run's files."""
+        fitted = time.perf_counter()
+        trainer, module, data = self.trainer, self.model, self.datamodule
+        model = module.language_model
+        _restore_best(trainer, module)
+        module.steered.detach()
+        start = next(c for c in trainer.callbacks if isinstance(c, CastStart)).extract(module)
+        prompts = [prompt for _, prompt in encode_training(module.template, data.splits.train)]
+        vector = start.select(module.intervention.layers)
+        methods = [
+            Method("zero-shot"),
+            Method("few-shot", demonstrations=data.splits.train),
+            Method("cast", best_scale(model, vector, prompts) * vector),
+            Method("laai", module.intervention),
+        ]
+        tests = compare(trainer, model, data, methods)
+        rows = [test.scores for test in tests if test.scores is not None]
+        if not trainer.is_global_zero or trainer.log_dir is None:
+            return
+        folder = Path(trainer.log_dir)
+        facts = {"task": data.task.name, "base_model": model.name, "seed": data.seed, "num_examples": data.num_examples}
+        seconds = {"fit": fitted - self._began, "test": time.perf_counter() - fitted}
+        module.intervention.metadata |= {
+            "training": facts | {"site": module.site, "init": module.init, "source": module.source,
+                                 "init_scale": module.init_scale, "steps": trainer.global_step,
+                                 "l1": module.l1, "group_l2": module.group_l2},
+            "metrics": rows[-1].as_json(),
+        }  # fmt: skip
+        module.intervention.save(folder / "intervention.safetensors")
+        write_results(folder / "results.json", facts, rows, seconds)
+        samples = {test.method.name: test.measured for test in tests}
+        log_texts(trainer, {"results": markdown_table(rows), "answers": answers_markdown(data.splits.test, samples)})
+        laai = rows[-1].as_json()
+        final = {f"final/{k}": v for k in ("exact_match", "choice_accuracy", "nll") if isinstance(v := laai[k], float)}
+        log_outcome(trainer, dict(module.hparams) | facts, final)
+        print_table(rows, f"{data.task.name}: {data.num_examples} examples, {rows[0].n} test queries, {model.name}")
+        sys.stdout.write(f"run folder: {folder}\n")
+
+
+def _restore_best(trainer: pl.Trainer, module: LAAIModule) -> None:
+    """With validation examples: go back to the vectors that did best on them."""
+    checkpoint = trainer.checkpoint_callback
+    if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor and checkpoint.best_model_path:
+        best = torch.load(checkpoint.best_model_path, weights_only=True)
+        module.load_state_dict(best["state_dict"], strict=False)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; `arguments` default to those of the process."""
+    if arguments is None:
+        arguments = sys.argv[1:]
+    if not arguments or arguments[0] not in SUBCOMMANDS:
+        sys.argv[1:] = arguments = ["fit", *arguments]  # in argv too: DDP starts its other processes from it
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start.*")  # frozen models belong there
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    try:
+        TrainCLI(
+            LAAIModule,
+            FewShotDataModule,
+            seed_everything_default=0,
+            trainer_defaults=TRAINER_DEFAULTS,
+            parser_kwargs={"description": __doc__},
+            args=None if arguments == sys.argv[1:] else arguments,
+        )
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
