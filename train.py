@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from cast import CastStart, best_scale
 from laai.compare import Method, compare
 from laai.data import FewShotDataModule, encode_training
+from laai.early_stopping import StopAtBest
 from laai.errors import UserError
 from laai.module import LAAIModule
 from laai.monitor import Monitor, log_outcome, log_texts
@@ -54,19 +53,16 @@ class TrainCLI(LightningCLI):
     datamodule: FewShotDataModule
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """`--cast.*` sets how another task's CAST vector is extracted; `--early_stopping.*` works with validation."""
+        """`--cast.*` sets how another task's CAST vector is extracted; `--patience` works with `--data.validation`."""
         parser.add_lightning_class_args(CastStart, "cast")
         parser.add_argument("--patience", type=int, default=3, help="validations without progress before stopping")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer, with early stopping where there are validation examples."""
         callbacks: list[pl.Callback] = [StepProgress(), Monitor()]
-        held_back = len(self.datamodule.splits.validation) > 0
-        if held_back:
-            callbacks.append(EarlyStopping("val/nll", patience=self._get(self.config, "patience")))
-        callbacks.append(
-            ModelCheckpoint(monitor="val/nll" if held_back else None, save_last=True, filename="{step}")
-        )
+        if self.datamodule.splits.validation:
+            callbacks.append(StopAtBest(self._get(self.config, "patience")))
+        callbacks.append(ModelCheckpoint(save_last=True, filename="{step}"))
         self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
 
@@ -79,16 +75,17 @@ class TrainCLI(LightningCLI):
         fitted = time.perf_counter()
         trainer, module, data = self.trainer, self.model, self.datamodule
         model = module.language_model
-        _restore_best(trainer, module)
+        learned = module.learned()
         module.steered.detach()
-        start = next(c for c in trainer.callbacks if isinstance(c, CastStart)).extract(module)
+        assert module.cast_start is not None  # CastStart is among the callbacks
+        start = module.cast_start(module)
         prompts = [prompt for _, prompt in encode_training(module.template, data.splits.train)]
         vector = start.select(module.intervention.layers)
         methods = [
             Method("zero-shot"),
             Method("few-shot", demonstrations=data.splits.train),
             Method("cast", best_scale(model, vector, prompts) * vector),
-            Method("laai", module.intervention),
+            Method("laai", learned),
         ]
         tests = compare(trainer, model, data, methods)
         rows = [test.scores for test in tests if test.scores is not None]
@@ -97,13 +94,8 @@ class TrainCLI(LightningCLI):
         folder = Path(trainer.log_dir)
         facts = {"task": data.task.name, "base_model": model.name, "seed": data.seed, "num_examples": data.num_examples}
         seconds = {"fit": fitted - self._began, "test": time.perf_counter() - fitted}
-        module.intervention.metadata |= {
-            "training": facts | {"site": module.site, "init": module.init, "source": module.source,
-                                 "init_scale": module.init_scale, "steps": trainer.global_step,
-                                 "l1": module.l1, "group_l2": module.group_l2},
-            "metrics": rows[-1].as_json(),
-        }  # fmt: skip
-        module.intervention.save(folder / "intervention.safetensors")
+        learned.metadata["metrics"] = rows[-1].as_json()
+        learned.save(folder / "intervention.safetensors")
         write_results(folder / "results.json", facts, rows, seconds)
         samples = {test.method.name: test.measured for test in tests}
         log_texts(trainer, {"results": markdown_table(rows), "answers": answers_markdown(data.splits.test, samples)})
@@ -112,14 +104,6 @@ class TrainCLI(LightningCLI):
         log_outcome(trainer, dict(module.hparams) | facts, final)
         print_table(rows, f"{data.task.name}: {data.num_examples} examples, {rows[0].n} test queries, {model.name}")
         sys.stdout.write(f"run folder: {folder}\n")
-
-
-def _restore_best(trainer: pl.Trainer, module: LAAIModule) -> None:
-    """With validation examples: go back to the vectors that did best on them."""
-    checkpoint = trainer.checkpoint_callback
-    if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor and checkpoint.best_model_path:
-        best = torch.load(checkpoint.best_model_path, weights_only=True)
-        module.load_state_dict(best["state_dict"], strict=False)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -15,11 +15,11 @@ from cast.select import random_samples
 from laai.activations import last_token_statistics
 from laai.errors import UserError
 from laai.intervention import Intervention
-from laai.layers import Site, find_decoder
+from laai.layers import find_decoder
 from laai.models import LanguageModel
-from laai.positions import Positions
-from laai.prompts import Style, Template, pad_token
+from laai.prompts import Template, pad_token
 from laai.tasks import Example, Task
+from laai.words import Positions, Site, Style
 
 
 def extract(
@@ -65,7 +65,9 @@ def extract(
     )  # fmt: skip
 
 
-def extract_own(model: LanguageModel, template: Template, examples: Sequence[Example], **options: object) -> Intervention:
+def extract_own(
+    model: LanguageModel, template: Template, examples: Sequence[Example], **options: object
+) -> Intervention:
     """The CAST vector of a few labelled examples themselves: each one's query behind all the others.
 
     `options` as in `extract_from`. Raises UserError for fewer than two examples.
@@ -98,14 +100,20 @@ def extract_from(
     few_shot = [template.encode(s.input, shown) for s, shown in zip(samples, demonstrations, strict=True)]
     zero_shot = [template.encode(s.input) for s in samples]
     with tqdm(total=2 * len(samples), desc=f"CAST from {template.task.name}", disable=not progress, leave=False) as bar:
-        shown, plain = (
+        behind_shots, alone = (
             last_token_statistics(
-                model.llm, prompts, site, layers, pad=pad_token(model.tokenizer), batch_size=batch_size, on_batch=bar.update
+                model.llm,
+                prompts,
+                site,
+                layers,
+                pad=pad_token(model.tokenizer),
+                batch_size=batch_size,
+                on_batch=bar.update,
             )
             for prompts in (few_shot, zero_shot)
         )
     zeros = Intervention.zeros(model, site, layers, positions=positions)
     cast = {"source": template.task.name, "style": template.style} | (settings or {})
     return zeros.with_vectors(
-        {(site, i): shown.mean[i] - plain.mean[i] for i in layers}, metadata=zeros.metadata | {"cast": cast}
+        {(site, i): behind_shots.mean[i] - alone.mean[i] for i in layers}, metadata=zeros.metadata | {"cast": cast}
     )

@@ -1,13 +1,13 @@
 """Learn additive activation vectors for a frozen language model from a few labelled examples.
 
-    import laai, cast
+import laai, cast
 
-    model = laai.load_model("default")
-    task = laai.load_task("antonym")
-    start = cast.extract(model, source=laai.load_task("synonym"), samples=50, shots=5)
-    vector = laai.fit(model, task, num_examples=10, init=start)
-    with vector.on(model):
-        model.llm.generate(...)
+model = laai.load_model("default")
+task = laai.load_task("antonym")
+start = cast.extract(model, source=laai.load_task("synonym"), samples=50, shots=5)
+vector = laai.fit(model, task, num_examples=10, init=start)
+with vector.on(model):
+    model.llm.generate(...)
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from laai.evaluate import by_length, to_device
 from laai.hooks import record_last_token
-from laai.layers import Site
 from laai.prompts import Prompt, collate
 from laai.steered import last_logits
+from laai.words import Site
 
 
 @dataclass

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from laai.errors import UserError
 from laai.files import write_atomically
 from laai.intervention import Intervention, Key, model_identity, transformer
-from laai.layers import SITES, find_decoder
+from laai.layers import find_decoder
+from laai.words import SITES
 
 if TYPE_CHECKING:
     from laai.models import LanguageModel
@@ -100,7 +101,7 @@ def _parse(header: dict[str, Any], tensors: dict[str, Tensor]) -> Intervention:
         site, layer = name.split(".")
         if site not in SITES or tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
             raise ValueError(f"tensor {name!r} is not a finite fp32 vector at a known site")
-        vectors[site, int(layer)] = tensor  # type: ignore[index]
+        vectors[site, int(layer)] = tensor
     if not vectors or header["layers"] != sorted({layer for _, layer in vectors}):
         raise ValueError(f"layers {header['layers']}, tensors {sorted(tensors)}")
     return Intervention(

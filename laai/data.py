@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from laai.errors import UserError
-from laai.prompts import Batch, Prompt, Style, Template, collate, pad_token
+from laai.prompts import Batch, Prompt, Template, collate, pad_token
 from laai.tasks import Example, Splits, Task, load_task
+from laai.words import Style
 
 
 class FewShotDataModule(LightningDataModule):
@@ -69,15 +70,14 @@ class FewShotDataModule(LightningDataModule):
         tokenizer = self._tokenizer()
         dataset = encode_training(self.template(tokenizer), self.splits.train)
         size = self._share(min(self.batch_size or len(dataset), len(dataset)))
-        generator = torch.Generator().manual_seed(self.seed)
-        batch = partial(_collate_numbered, pad=pad_token(tokenizer))
-        return DataLoader(
+        loader = DataLoader(
             dataset,  # type: ignore[arg-type]
             size,
             shuffle=size < len(dataset),
-            collate_fn=batch,  # type: ignore[arg-type]
-            generator=generator,
+            collate_fn=partial(_collate_numbered, pad=pad_token(tokenizer)),
+            generator=torch.Generator().manual_seed(self.seed),
         )
+        return loader  # type: ignore[return-value]
 
     def val_dataloader(self) -> DataLoader[Tensor] | list[Tensor]:
         """Row numbers into `splits.validation`; nothing where there are none."""

@@ -65,16 +65,18 @@ def measure(
     prompts = [template.encode(e.input, demonstrations, e.output) for _, e in examples]
     limit = max_new_tokens or answer_limit(template, [e for _, e in examples])
     answers, seconds = _generate(llm, template, prompts, limit, batch_size)
-    nlls = [total / len(p.answer) for total, p in zip(_nll_sums(llm, template, prompts, batch_size), prompts, strict=True)]
-    choices = _choose(llm, template, [e for _, e in examples], demonstrations, batch_size)
+    nlls = [
+        total / len(p.answer) for total, p in zip(_nll_sums(llm, template, prompts, batch_size), prompts, strict=True)
+    ]
+    chosen = _choose(llm, template, [e for _, e in examples], demonstrations, batch_size)
     return [
         Measured(
             row=row,
             answer=answers[i],
             exact=exact_match(answers[i], example.output),
             nll=nlls[i],
-            choice_sum=None if choices[i] is None else choices[i][0] == example.label,
-            choice_mean=None if choices[i] is None else choices[i][1] == example.label,
+            choice_sum=chosen[i][0] == example.label if example.choices else None,
+            choice_mean=chosen[i][1] == example.label if example.choices else None,
             prompt_tokens=len(prompts[i].prompt),
             seconds=seconds[i],
         )
@@ -91,7 +93,13 @@ def answer_limit(template: Template, examples: Sequence[Example]) -> int:
 
 
 def greedy_answers(llm: nn.Module, template: Template, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:
-    """First line of what the model writes after each prompt, by transformers' own `generate`, greedily."""
+    """First line of what the model writes after each prompt."""
+    texts = continuations(llm, template, prompts, max_new_tokens)
+    return [next(iter(text.strip().splitlines()), "").strip() for text in texts]
+
+
+def continuations(llm: nn.Module, template: Template, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:
+    """What the model writes after each prompt, by transformers' own `generate`, greedily. Answers are left out."""
     tokenizer = template.tokenizer
     batch = to_device(collate([Prompt(p.prefix, p.suffix[:1]) for p in prompts], pad_token(tokenizer)), llm)
     ids = torch.cat([batch.prefix_ids, batch.suffix_ids], dim=1)
@@ -102,10 +110,9 @@ def greedy_answers(llm: nn.Module, template: Template, prompts: Sequence[Prompt]
         do_sample=False,
         num_beams=1,
         pad_token_id=pad_token(tokenizer),
-        stop_strings=None,
     )
-    texts = tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return [next(iter(text.strip().splitlines()), "").strip() for text in texts]
+    new = out[:, ids.shape[1] :]
+    return list(tokenizer.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _generate(
@@ -133,16 +140,18 @@ def _nll_sums(llm: nn.Module, template: Template, prompts: Sequence[Prompt], bat
 
 def _choose(
     llm: nn.Module, template: Template, examples: Sequence[Example], demonstrations: Sequence[Example], batch_size: int
-) -> list[tuple[int, int] | None]:
-    """The likeliest option of each example by sum and by mean per token; None where it has no choices."""
+) -> list[tuple[int, int]]:
+    """The likeliest option of each example by sum and by mean per token; (-1, -1) where it has no choices."""
     options = [
-        template.encode(e.input, demonstrations, option, terminate=False) for e in examples for option in e.choices or ()
+        template.encode(e.input, demonstrations, option, terminate=False)
+        for e in examples
+        for option in e.choices or ()
     ]
     sums = iter(zip(_nll_sums(llm, template, options, batch_size), options, strict=True))
-    chosen: list[tuple[int, int] | None] = []
+    chosen: list[tuple[int, int]] = []
     for example in examples:
         if not example.choices:
-            chosen.append(None)
+            chosen.append((-1, -1))
             continue
         nlls, lengths = zip(*((s, len(p.answer)) for s, p in (next(sums) for _ in example.choices)), strict=True)
         chosen.append((forced_choice(nlls), forced_choice(nlls, lengths)))

@@ -1,7 +1,7 @@
 """Hooks that steer or record a transformers decoder, right under padding, caches, beams and recomputation.
 
-A pre-hook on the decoder works out once per forward which tokens are steered (`laai.positions`); hooks on the layers are
-pure functions of (activation, that answer). `generate` and learning use the same hooks.
+A pre-hook on the decoder works out once per forward which tokens are steered (`laai.positions`); hooks on the layers
+are pure functions of (activation, that answer). `generate` and learning use the same hooks.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from laai.errors import UserError
-from laai.layers import Decoder, Heads, Site, find_decoder, unwrap
-from laai.positions import Positions, PromptColumns, Where, pad_left, past_length, where_in_rows
+from laai.layers import Decoder, Heads, find_decoder, unwrap
+from laai.positions import PromptColumns, Where, pad_left, past_length, where_in_rows
+from laai.words import Positions, Site
 
 Edit = Callable[[Tensor, Where], Tensor]
 
@@ -47,7 +48,8 @@ class Attachment:
         positions: which tokens are steered.
 
     Raises:
-        UserError: the model is compiled already (its graph would ignore the hooks).
+        UserError: the model is compiled already (its graph would ignore the hooks), cannot generate, or has virtual
+            prompt tokens (they shift every column).
     """
 
     def __init__(
@@ -58,11 +60,19 @@ class Attachment:
     ) -> None:
         self._positions = positions
         self._model = unwrap(model)
-        if any(getattr(m, "_compiled_call_impl", None) is not None for m in (model, *self._model.modules())):
-            raise UserError("this model was compiled before the vectors were attached; attach first, then torch.compile")
+        if any(_is_compiled(module) for module in (model, *self._model.modules())):
+            raise UserError(
+                "this model was compiled before the vectors were attached; attach first, then torch.compile"
+            )
+        if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+            raise UserError("this PEFT adapter puts virtual tokens before the prompt, so steered tokens cannot be told")
+        if not callable(getattr(self._model, "generate", None)):
+            raise UserError(
+                f"expected a causal language model, found {type(self._model).__name__}, which cannot generate"
+            )
         decoder = find_decoder(self._model)
         self._signature = inspect.signature(decoder.module.forward)
-        self._where: Where = False
+        self._where: Where | None = None
         self._to_recompute: list[Where] = []
         self._recomputing = False
         self._columns: PromptColumns | None = None
@@ -88,25 +98,30 @@ class Attachment:
 
             def after(module: nn.Module, args: Any, output: Any) -> Any:
                 where = self._where_now()
-                return None if where is False else _replace_hidden(output, edit(_hidden(output), where))
+                return (
+                    None if where is False else _replace_hidden(output, edit(_checked(_hidden(output), where), where))
+                )
 
             return decoder.layer(index).module.register_forward_hook(after, prepend=True)
 
         def before(module: nn.Module, args: tuple[Any, ...]) -> Any:
             where = self._where_now()
-            return None if where is False else (edit(args[0], where), *args[1:])
+            return None if where is False else (edit(_checked(args[0], where), where), *args[1:])
 
         return _heads(decoder, index).projection.register_forward_pre_hook(before, prepend=True)
 
     def _where_now(self) -> Where:
-        """This forward's answer; while activation checkpointing recomputes, only if it is still the right one."""
+        """This forward's answer; while activation checkpointing recomputes, that of the forward it recomputes."""
         if torch._C._current_graph_task_id() != -1:
             self._recomputing = True
             if len(self._to_recompute) > 1:
                 raise RuntimeError(
-                    "activation checkpointing would recompute a steered forward with the steered positions of a later "
-                    "one; call backward after each forward"
+                    "activation checkpointing cannot tell which of several steered forwards it recomputes; call backward "
+                    "after each forward, and run a forward that has none under no_grad"
                 )
+            return self._to_recompute[0]
+        if self._where is None:
+            raise RuntimeError("a steered layer ran without its decoder, so the steered tokens are not known")
         return self._where
 
     def _locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -125,7 +140,9 @@ class Attachment:
         if torch.is_grad_enabled():
             if self._recomputing:
                 self._to_recompute, self._recomputing = [], False
-            if not any(_same(self._where, other) for other in self._to_recompute):
+            if not self._to_recompute or (
+                len(self._to_recompute) < 2 and not _same(self._where, self._to_recompute[0])
+            ):
                 self._to_recompute.append(self._where)
 
     def _wrap(self, inner: Callable[..., Any]) -> Callable[..., Any]:
@@ -138,15 +155,18 @@ class Attachment:
             name = next((k for k in ("inputs", "input_ids", "inputs_embeds") if kwargs.get(k) is not None), None)
             if name is None or not isinstance(kwargs[name], Tensor):
                 raise UserError("steered generate needs input_ids or inputs_embeds as a tensor")
-            mask = kwargs.get("attention_mask")
+            mask, width = kwargs.get("attention_mask"), kwargs[name].shape[1]
             if isinstance(mask, Tensor) and mask.dim() == 2:
-                kwargs[name], kwargs["attention_mask"] = pad_left(kwargs[name], mask)
+                width = mask.shape[1]  # wider than the input where only what follows a cache is passed
+                if not past_length(kwargs):
+                    kwargs[name], kwargs["attention_mask"] = pad_left(kwargs[name], mask)
+                elif not bool(mask[:, -1].all()):
+                    raise UserError("prompts padded on the right cannot continue a cache; pad them on the left")
             if takes_compile_flag:
                 kwargs.setdefault("disable_compile", True)  # a graph compiled earlier knows nothing of these hooks
-            outer, self._columns = self._columns, PromptColumns(kwargs[name].shape[1])
+            outer, self._columns = self._columns, PromptColumns(width)
             try:
-                prompt = kwargs.pop("inputs", None)
-                return inner(*args, **kwargs) if prompt is None else inner(prompt, *args, **kwargs)
+                return inner(kwargs.pop("inputs", None), *args, **kwargs)
             finally:
                 self._columns = outer
 
@@ -171,10 +191,14 @@ def record_last_token(model: nn.Module, site: Site, layers: Sequence[int]) -> It
         for index in layers:
             if site == "residual":
                 module = decoder.layer(index).module
-                handles.append(module.register_forward_hook(lambda _, __, out, i=index: keep(i, _hidden(out))))
+                handles.append(
+                    module.register_forward_hook(lambda _, __, out, i=index: keep(i, _checked(_hidden(out), True)))
+                )
             else:
                 module = _heads(decoder, index).projection
-                handles.append(module.register_forward_pre_hook(lambda _, args, i=index: keep(i, args[0])))
+                handles.append(
+                    module.register_forward_pre_hook(lambda _, args, i=index: keep(i, _checked(args[0], True)))
+                )
         yield seen
     finally:
         for handle in handles:
@@ -193,11 +217,25 @@ def _same(a: Where, b: Where) -> bool:
     return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b
 
 
+def _is_compiled(module: nn.Module) -> bool:
+    return getattr(module, "_compiled_call_impl", None) is not None or "_orig_mod" in module._modules
+
+
 def _hidden(output: Any) -> Tensor:
     """The hidden state in a layer's output: the output itself, or the first item of a tuple or list."""
     hidden = output[0] if isinstance(output, tuple | list) else output
-    if not isinstance(hidden, Tensor) or hidden.dim() != 3:
-        raise UserError(f"expected a (batch, tokens, width) layer output, found {type(hidden).__name__}")
+    if not isinstance(hidden, Tensor):
+        raise UserError(f"expected a layer output that is or starts with a tensor, found {type(hidden).__name__}")
+    return hidden
+
+
+def _checked(hidden: Tensor, where: Where) -> Tensor:
+    """The activation, if it is laid out as (batch, tokens, width): else a mask could fall on the wrong tokens."""
+    expected = tuple(where.shape[:2]) if isinstance(where, Tensor) else "(batch, tokens)"
+    if hidden.dim() != 3 or (
+        isinstance(where, Tensor) and where.shape[:2] not in (hidden.shape[:2], (1, hidden.shape[1]))
+    ):
+        raise UserError(f"cannot steer an activation of shape {tuple(hidden.shape)}: expected {expected} and a width")
     return hidden
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from laai.errors import UserError
 from laai.hooks import Attachment, Edit, steer
-from laai.layers import SITES, Decoder, Site, find_decoder, unwrap
-from laai.positions import POSITIONS, Positions, Where
+from laai.layers import Decoder, find_decoder, unwrap
+from laai.positions import Where
+from laai.words import POSITIONS, SITES, Positions, Site
 
 if TYPE_CHECKING:
     from laai.models import LanguageModel
@@ -88,7 +89,8 @@ class Intervention(nn.Module):
 
     def __getitem__(self, key: Key) -> nn.Parameter:
         """The vector at (site, layer), without the scale."""
-        return self.vectors[f"{key[0]}_{key[1]}"]
+        vector: nn.Parameter = self.vectors[f"{key[0]}_{key[1]}"]
+        return vector
 
     def __len__(self) -> int:
         """Number of vectors."""
@@ -106,16 +108,22 @@ class Intervention(nn.Module):
 
     def with_vectors(self, vectors: Mapping[Key, Tensor], **changes: Any) -> Intervention:
         """A copy with other vectors; `changes` are constructor options to replace."""
-        options = {name: getattr(self, name) for name in ("positions", "scale", "preserve_norm", "num_heads", "metadata")}
+        options = {
+            name: getattr(self, name) for name in ("positions", "scale", "preserve_norm", "num_heads", "metadata")
+        }
         return Intervention(vectors, **(options | changes))
 
     def select(self, layers: Sequence[int] | None = None, site: Site | None = None) -> Intervention:
         """The part of it on some layers or at one site; raises UserError if nothing would be left."""
         kept = {
-            key: v for key, v in self.items() if (layers is None or key[1] in layers) and (site is None or key[0] == site)
+            key: v
+            for key, v in self.items()
+            if (layers is None or key[1] in layers) and (site is None or key[0] == site)
         }
         if not kept:
-            raise UserError(f"no vector at site {site or 'any'} on layers {layers}; it has {self.sites} on {self.layers}")
+            raise UserError(
+                f"no vector at site {site or 'any'} on layers {layers}; it has {self.sites} on {self.layers}"
+            )
         return self.with_vectors(kept)
 
     def _combine(self, other: Intervention, sign: float) -> Intervention:

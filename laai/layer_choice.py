@@ -12,11 +12,11 @@ from laai.activations import last_token_statistics
 from laai.errors import UserError
 from laai.evaluate import to_device
 from laai.intervention import Intervention
-from laai.layers import Site, find_decoder
+from laai.layers import find_decoder
 from laai.models import LanguageModel
-from laai.positions import Positions
 from laai.prompts import Batch, Prompt, collate, pad_token
 from laai.steered import SteeredLM, mean_nll
+from laai.words import Positions, Site
 
 
 def choose_layer(

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from torch import nn
 
 from laai.errors import UserError
-
-Site = Literal["residual", "heads"]
-SITES: tuple[Site, ...] = get_args(Site)
+from laai.words import Site
 
 # Last name of the attention output projection in all decoders of transformers 5 (census in tests/laai/test_layers.py).
 _PROJECTION_NAMES = ("o_proj", "out_proj", "dense", "c_proj", "wo", "Wo", "o", "proj", "attn_out", "attention_out")
@@ -90,6 +87,7 @@ def find_decoder(model: nn.Module, layers_path: str | None = None) -> Decoder:
     config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
     module = _decoder_module(model)
     depths = {getattr(config, key, None) for key in ("num_hidden_layers", "decoder_layers")} - {None}
+    found: nn.Module | None
     if layers_path is not None:
         try:
             found = model.get_submodule(layers_path)
@@ -100,7 +98,7 @@ def find_decoder(model: nn.Module, layers_path: str | None = None) -> Decoder:
     if not isinstance(found, nn.ModuleList) or len(found) == 0:
         lists = [f"{name} ({len(m)})" for name, m in model.named_modules() if isinstance(m, nn.ModuleList)]
         raise UserError(
-            f"no layer list of length {sorted(depths)} in {type(model).__name__}; "
+            f"no layer list of length {sorted(map(str, depths))} in {type(model).__name__}; "
             f"name one by layers_path. Module lists: {', '.join(lists) or 'none'}"
         )
     hidden_size = int(config.hidden_size)
@@ -164,9 +162,9 @@ def _projections(layer: nn.Module) -> Iterator[tuple[str, nn.Module, int, int]]:
         if any(word in path for word in _NOT_SELF_ATTENTION) or not _is_softmax_attention(layer, parents):
             continue
         if hasattr(module, "in_features"):
-            yield name, module, int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
+            yield name, module, int(module.in_features), int(module.out_features)
         elif hasattr(module, "nf") and hasattr(module, "nx"):  # transformers' Conv1D, as in GPT-2
-            yield name, module, int(module.nx), int(module.nf)  # type: ignore[arg-type]
+            yield name, module, int(module.nx), int(module.nf)
 
 
 def _is_softmax_attention(layer: nn.Module, parents: list[str]) -> bool:

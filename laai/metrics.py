@@ -56,8 +56,8 @@ def bootstrap_interval(values: Tensor, resamples: int = 2000, seed: int = 0) -> 
 class PerExample(Metric):
     """Mean of one number per example, whatever sampler or number of devices brought the examples.
 
-    `update` takes values and the examples' row numbers; a row seen twice (distributed samplers pad their last batch with
-    repeats) counts once.
+    `update` takes values and the examples' row numbers; a row seen twice (distributed samplers pad their last batch
+    with repeats) counts once.
 
     Example:
         >>> metric = PerExample()
@@ -88,7 +88,7 @@ class PerExample(Metric):
         if not self.rows:
             return torch.zeros(0)
         rows, values = dim_zero_cat(self.rows), dim_zero_cat(self.values)
-        _, inverse = rows.unique(return_inverse=True)
+        _, inverse = torch.unique(rows, return_inverse=True)
         out = values.new_zeros(int(inverse.max()) + 1)
         out[inverse] = values
         return out

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
@@ -20,12 +21,12 @@ from laai.errors import UserError
 from laai.evaluate import answer_limit, measure
 from laai.intervention import Intervention
 from laai.layer_choice import choose_layer
-from laai.layers import Site, find_decoder
+from laai.layers import find_decoder
 from laai.models import LanguageModel, load_model
-from laai.positions import Positions
 from laai.prompts import Batch, Prompt, Template, pad_token
 from laai.scores import TaskMetrics
 from laai.steered import SteeredLM, mean_nll
+from laai.words import Positions, Site
 
 
 class LAAIModule(LightningModule):
@@ -111,7 +112,8 @@ class LAAIModule(LightningModule):
             return
         if not hasattr(self, "language_model"):
             self.language_model = load_model(self.base_model, dtype=self.dtype_name)
-        llm = self.language_model.llm.to(self.trainer.strategy.root_device)
+        llm: torch.nn.Module = self.language_model.llm
+        llm.to(self.trainer.strategy.root_device)
         prompts = [prompt for _, prompt in encode_training(self.template, self.data.splits.train)]
         layers = self._resolve_layers(prompts)
         pad = pad_token(self.language_model.tokenizer)
@@ -156,8 +158,18 @@ class LAAIModule(LightningModule):
         if missing:
             raise UserError(f"the start has no vector at {self.site} on layers {missing}; choose others by layers")
         return zeros.with_vectors(
-            {key: have[key] for key, _ in zeros.items()}, metadata=zeros.metadata | {"start": start.metadata.get("cast")}
+            {key: have[key] for key, _ in zeros.items()},
+            metadata=zeros.metadata | {"start": start.metadata.get("cast")},
         )
+
+    def learned(self) -> Intervention:
+        """The vectors with the settings of their training in their metadata."""
+        names = ("site", "positions", "init", "source", "init_scale", "l1", "group_l2")
+        training = {name: getattr(self, name) for name in names} | {"steps": self.trainer.global_step}
+        training |= {"task": self.data.task.name, "num_examples": self.data.num_examples, "seed": self.data.seed}
+        training |= {"style": self.data.style}
+        self.intervention.metadata["training"] = training
+        return self.intervention
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over the vectors, one group each, its rate in units of the activations' RMS."""
@@ -167,7 +179,7 @@ class LAAIModule(LightningModule):
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}  # type: ignore
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: Batch) -> Tensor:
         """Mean negative log-likelihood of the batch's answer tokens."""
@@ -176,7 +188,11 @@ class LAAIModule(LightningModule):
         return loss
 
     def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: Optimizer, optimizer_closure: Callable[[], Any] | None = None
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """The optimiser's step, then the proximal step of the sparse group lasso at the same rate."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
@@ -184,10 +200,10 @@ class LAAIModule(LightningModule):
         if self.l1 or self.group_l2:
             with torch.no_grad():
                 for group, (key, vector) in zip(optimizer.param_groups, self.intervention.items(), strict=True):
-                    vector.copy_(
-                        penalty.proximal_step(vector, groups[key], self.l1, self.group_l2, float(group["lr"]))
-                    )
-            values = [penalty.value(v.detach(), groups[k], self.l1, self.group_l2) for k, v in self.intervention.items()]
+                    vector.copy_(penalty.proximal_step(vector, groups[key], self.l1, self.group_l2, float(group["lr"])))
+            values = [
+                penalty.value(v.detach(), groups[k], self.l1, self.group_l2) for k, v in self.intervention.items()
+            ]
             self.log("train/penalty", torch.stack(values).sum())
 
     def groups(self, layer: int) -> int:
@@ -206,9 +222,7 @@ class LAAIModule(LightningModule):
         examples = self.data.splits.validation if validation else self.data.splits.test
         chosen = [(row, examples[row]) for row in rows.tolist()]
         limit, size = answer_limit(self.template, examples), self.data.eval_batch_size
-        self.metrics.update(
-            measure(self.steered.llm, self.template, chosen, max_new_tokens=limit, batch_size=size)
-        )
+        self.metrics.update(measure(self.steered.llm, self.template, chosen, max_new_tokens=limit, batch_size=size))
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation scores; `val/nll` is what early stopping watches."""
@@ -226,7 +240,7 @@ class LAAIModule(LightningModule):
         if scores.choice_accuracy is not None:
             self.log(f"{stage}/choice_accuracy", scores.choice_accuracy)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The vectors alone: the LLM and the metrics are not part of a checkpoint."""
         whole = super().state_dict(*args, **kwargs)
         return {name: value for name, value in whole.items() if name.startswith("steered.intervention.")}

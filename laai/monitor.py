@@ -65,12 +65,13 @@ class Monitor(pl.Callback):
 def _activation_norm(module: LAAIModule, layer: int, groups: int) -> float:
     """Typical norm of the activation at the site, or of one of its equal parts."""
     width = len(module.intervention[module.site, layer])
-    return max(module.rms[layer] * (width / groups) ** 0.5, torch.finfo(torch.float32).tiny)
+    return float(max(module.rms[layer] * (width / groups) ** 0.5, torch.finfo(torch.float32).tiny))
 
 
 def _heat_map(values: Tensor, layers: list[int], x: str, y: str) -> Figure:
     """A figure of values (layers, columns): norm of the vector over norm of the activation."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, max(2.0, 0.18 * len(layers) + 1.2)), layout="constrained", dpi=110)
     axes = figure.add_subplot()
@@ -78,7 +79,7 @@ def _heat_map(values: Tensor, layers: list[int], x: str, y: str) -> Figure:
     every = max(1, len(layers) // 15)
     axes.set_yticks(range(0, len(layers), every), [str(layer) for layer in layers[::every]])
     axes.set(xlabel=x, ylabel=y)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(picture, label="‖vector‖ / ‖activation‖")
     return figure
 

@@ -1,7 +1,7 @@
 """Sparse group lasso: its value and its proximal step.
 
-LAAI (arXiv 2502.06115) regularises its vectors "sparse across and within attention heads": an ℓ1 term within heads and an
-ℓ2 term over each head. A gradient step on either never gives exact zeros, the proximal step does.
+LAAI (arXiv 2502.06115) regularises its vectors "sparse across and within attention heads": an ℓ1 term within heads and
+an ℓ2 term over each head. A gradient step on either never gives exact zeros, the proximal step does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from torch import Tensor
 
 def value(vector: Tensor, groups: int, l1: float, group_l2: float) -> Tensor:
     """l1 * ‖Δ‖₁ + group_l2 * Σ_g ‖δ_g‖₂ of a vector (width,) split into `groups` equal parts; a scalar."""
-    return l1 * vector.abs().sum() + group_l2 * vector.view(groups, -1).norm(dim=-1).sum()
+    penalty: Tensor = (
+        l1 * vector.abs().sum() + group_l2 * torch.linalg.vector_norm(vector.view(groups, -1), dim=-1).sum()
+    )
+    return penalty
 
 
 def proximal_step(vector: Tensor, groups: int, l1: float, group_l2: float, step: float) -> Tensor:
@@ -29,6 +32,7 @@ def proximal_step(vector: Tensor, groups: int, l1: float, group_l2: float, step:
     """
     soft = vector.sign() * (vector.abs() - step * l1).clamp_min(0)
     parts = soft.view(groups, -1)
-    norm = parts.norm(dim=-1, keepdim=True)
+    norm = torch.linalg.vector_norm(parts, dim=-1, keepdim=True)
     shrink = (1 - step * group_l2 / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_min(0)
-    return (parts * shrink).view_as(vector)
+    shrunk: Tensor = parts * shrink
+    return shrunk.view_as(vector)

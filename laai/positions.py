@@ -10,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from laai.errors import UserError
-
-Positions = Literal["last_prompt", "generated", "all"]
-POSITIONS: tuple[Positions, ...] = get_args(Positions)
+from laai.words import Positions
 
 Where = Tensor | bool
 """The steered tokens of one forward: a bool mask that broadcasts to (batch, tokens, 1), or all, or none."""
@@ -90,9 +88,11 @@ def where_in_rows(tokens: Tensor, call: Mapping[str, Any], positions: Positions)
         place = torch.arange(length, device=tokens.device) + (past or 0) if ids is None else ids
         place = (place[0] if place.dim() == 3 else place).expand(batch, length)
         real = torch.ones_like(place, dtype=torch.bool)
-        if lengths is None and not bool((place.diff(dim=-1) == 1).all()):
-            raise UserError("position_ids restart or skip within a row, so the prompt's end is not known: "
-                            "pass attention_mask, and one sequence a row")
+        if lengths is None and not bool((place == torch.arange(length, device=place.device)).all()):
+            raise UserError(
+                "position_ids do not count from 0 to the end of each row, so the prompt's end is not known: "
+                "pass attention_mask, and one sequence a row"
+            )
     if lengths is None:
         lengths = torch.where(real, place, -1).amax(-1) + 1
     last = (lengths.to(place.device) - 1)[:, None]
@@ -104,8 +104,10 @@ def past_length(call: Mapping[str, Any]) -> int | None:
     cache = call.get("past_key_values")
     if cache is None:
         return 0 if call.get("cache_params") is None else None
-    get = getattr(cache, "get_seq_length", None)
-    return int(get()) if callable(get) else None
+    try:
+        return int(cache.get_seq_length())
+    except (AttributeError, ValueError):  # no attention layer in it
+        return None
 
 
 def pad_left(prompt: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

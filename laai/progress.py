@@ -40,8 +40,8 @@ class StepProgress(TQDMProgressBar):
         super().on_test_batch_start(*args)
         self.test_progress_bar.set_description(self._testing)
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, int | str | float]:
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
         """The logged values, without the run's number."""
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
-
-

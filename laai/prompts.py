@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from laai.errors import UserError
 from laai.tasks import Example, Task
-
-Style = Literal["plain", "chat"]
-STYLES: tuple[Style, ...] = get_args(Style)
+from laai.words import STYLES, Style
 
 IGNORE = -100
 """Label of a position whose next token is not part of the answer (the value that PyTorch's losses ignore)."""
@@ -48,7 +46,7 @@ class Prompt:
 
 
 class Batch(NamedTuple):
-    """Prompts as tensors, all int64. Prefixes are padded on the left and suffixes on the right: rows meet in the middle.
+    """Prompts as int64 tensors. Prefixes are padded on the left and suffixes on the right: rows meet in the middle.
 
     Attributes:
         prefix_ids, prefix_mask: (batch, prefix tokens).
@@ -129,7 +127,10 @@ class Template:
         Raises:
             UserError: the prompt is empty, or the tokenizer cannot end a token where the prompt ends.
         """
-        text = self.prompt_text(query, demonstrations)
+        return self.encode_text(self.prompt_text(query, demonstrations), answer, terminate)
+
+    def encode_text(self, text: str, answer: str | None = None, terminate: bool = True) -> Prompt:
+        """The same for a prompt that is written already."""
         prompt = self._ids(text)
         if not prompt:
             raise UserError("the prompt has no tokens; give the task an instruction, an input or an answer prefix")

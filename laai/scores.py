@@ -88,5 +88,6 @@ class TaskMetrics(nn.Module):
         if pairs:
             rows, values = zip(*pairs, strict=True)
             metric.update(
-                torch.tensor(values, dtype=torch.float32, device=metric.device), torch.tensor(rows, device=metric.device)
+                torch.tensor(values, dtype=torch.float32, device=metric.device),
+                torch.tensor(rows, device=metric.device),
             )

@@ -58,9 +58,7 @@ def answer_nll(llm: nn.Module, batch: Batch) -> Tensor:
     mask = torch.cat([batch.prefix_mask, batch.suffix_mask], dim=1)
     with prompts_of(batch.prompt_lengths):
         logits = last_logits(llm, ids, mask, keep=batch.suffix_ids.shape[1])
-    return functional.cross_entropy(
-        logits.float().transpose(1, 2), batch.labels, ignore_index=IGNORE, reduction="none"
-    )
+    return functional.cross_entropy(logits.float().transpose(1, 2), batch.labels, ignore_index=IGNORE, reduction="none")
 
 
 def last_logits(llm: nn.Module, ids: Tensor, mask: Tensor, keep: int) -> Tensor:

@@ -26,9 +26,15 @@ CONFIGS = {
     "qwen3": ("Qwen3Config", {**_LLAMA, "head_dim": 8}),
     "gemma2": ("Gemma2Config", {**_GEMMA, "layer_types": _MIXED}),
     "gemma3_text": ("Gemma3TextConfig", {**_GEMMA, "layer_types": _MIXED}),
-    "gpt2": ("GPT2Config", {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 64, **_NO_DROPOUT, **_COMMON}),
+    "gpt2": (
+        "GPT2Config",
+        {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 64, **_NO_DROPOUT, **_COMMON},
+    ),
     "gpt_neox": ("GPTNeoXConfig", {**_SIZES, "intermediate_size": 48, "max_position_embeddings": 64}),
-    "opt": ("OPTConfig", {**_SIZES, "ffn_dim": 48, "word_embed_proj_dim": 16, "dropout": 0.0, "max_position_embeddings": 64}),
+    "opt": (
+        "OPTConfig",
+        {**_SIZES, "ffn_dim": 48, "word_embed_proj_dim": 16, "dropout": 0.0, "max_position_embeddings": 64},
+    ),
     "falcon": ("FalconConfig", {**_SIZES, "multi_query": True, "alibi": False, "max_position_embeddings": 64}),
     "bloom": ("BloomConfig", {"hidden_size": WIDTH, "n_layer": LAYERS, "n_head": HEADS, **_COMMON}),
     "mpt": ("MptConfig", {"d_model": WIDTH, "n_layers": LAYERS, "n_heads": HEADS, "max_seq_len": 64, **_COMMON}),
@@ -40,7 +46,12 @@ ARCHITECTURES = tuple(CONFIGS)
 # Where layers and output projections are, written down by hand: the tests must not ask the code under test.
 _LAYERS = {"gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers", "opt": "model.decoder.layers"}
 _LAYERS |= {"falcon": "transformer.h", "bloom": "transformer.h", "mpt": "transformer.blocks"}
-_PROJECTIONS = {"gpt2": "attn.c_proj", "gpt_neox": "attention.dense", "opt": "self_attn.out_proj", "phi": "self_attn.dense"}
+_PROJECTIONS = {
+    "gpt2": "attn.c_proj",
+    "gpt_neox": "attention.dense",
+    "opt": "self_attn.out_proj",
+    "phi": "self_attn.dense",
+}
 _PROJECTIONS |= {"falcon": "self_attention.dense", "bloom": "self_attention.dense", "mpt": "attn.out_proj"}
 
 

@@ -1,0 +1,193 @@
+"""The `laai` command: look at tasks, try an intervention, measure it. Learning is `python train.py`.
+
+Each command imports what it needs when it runs, so that `--help` answers at once. Packages add commands by the entry
+point group `laai.commands`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from typing import Any
+
+from laai.errors import UserError
+from laai.words import STYLES
+
+Parsers = Any  # argparse's own class for this has a private name
+
+OVERVIEW = """\
+Teach a frozen language model a task with a few kilobytes of vectors.
+
+  laai tasks                          what there is to learn
+  laai extract --source antonym --output antonym.safetensors
+  laai generate --intervention antonym.safetensors --task antonym "hot"
+  laai evaluate --intervention antonym.safetensors --task antonym
+
+To learn vectors from ten examples: python train.py --data.task antonym
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; a user's mistake ends in one line on stderr and exit code 2."""
+    parser = argparse.ArgumentParser("laai", description=OVERVIEW, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add in (add_tasks, add_generate, add_evaluate):
+        add(commands)
+    for point in sorted(entry_points(group="laai.commands"), key=lambda p: p.name):
+        point.load()(commands)
+    options = parser.parse_args(arguments)
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)  # noqa: T201
+    try:
+        options.run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+
+
+def add_command(commands: Parsers, name: str, run: Callable[[Any], None], help: str, examples: str) -> Any:
+    """Add a command whose help ends in examples; returns its parser."""
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=f"{help[0].upper()}{help[1:]}.",
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_model_options(parser: Any, default: str | None = "default") -> None:
+    """Options that say which model runs, and how."""
+    origin = "the one the file was made for" if default is None else default
+    parser.add_argument(
+        "--base_model", default=default, help=f"default, hub id, folder or GGUF file (default: {origin})"
+    )
+    parser.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or auto (default: float32)")
+
+
+def add_tasks(commands: Parsers) -> None:
+    """`laai tasks`."""
+    parser = add_command(
+        commands, "tasks", _tasks, "list the built-in tasks, or show one",
+        "  laai tasks\n  laai tasks antonym\n  laai tasks my_examples.jsonl     checks a file of your own",
+    )  # fmt: skip
+    parser.add_argument("task", nargs="?", help="a task to show: built-in name, file or folder")
+
+
+def add_generate(commands: Parsers) -> None:
+    """`laai generate`."""
+    parser = add_command(
+        commands, "generate", _generate, "continue a prompt with and without an intervention, greedily",
+        '  laai generate --intervention antonym.safetensors --task antonym "hot"\n'
+        '  laai generate --intervention antonym.safetensors --scale 0.5 "Q: hot\\nA:"',
+    )  # fmt: skip
+    parser.add_argument("prompt", help=r"the prompt (\n is a new line), or with --task the input alone")
+    parser.add_argument("--intervention", required=True, help="a file that train.py or laai extract wrote")
+    parser.add_argument("--task", help="write the prompt as this task's queries are written")
+    parser.add_argument("--style", choices=STYLES, default="plain", help="prompt style (default: plain)")
+    parser.add_argument("--scale", type=float, default=1.0, help="strength (default: 1)")
+    parser.add_argument("--max_new_tokens", type=int, default=20, help="length of the continuation (default: 20)")
+    add_model_options(parser, default=None)
+
+
+def add_evaluate(commands: Parsers) -> None:
+    """`laai evaluate`."""
+    parser = add_command(
+        commands, "evaluate", _evaluate, "measure an intervention on a task beside zero-shot and few-shot prompting",
+        "  laai evaluate --intervention antonym.safetensors --task antonym\n"
+        "  laai evaluate --intervention antonym.safetensors --task my_examples.jsonl --shots 5 --test 200",
+    )  # fmt: skip
+    parser.add_argument("--intervention", required=True, help="a file that train.py or laai extract wrote")
+    parser.add_argument("--task", required=True, help="built-in name, file, folder, or hf:NAME")
+    parser.add_argument("--scale", type=float, default=1.0, help="strength (default: 1)")
+    parser.add_argument("--shots", type=int, default=0, help="also test prompts with this many demonstrations")
+    parser.add_argument("--test", type=int, default=100, help="test queries at most (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, help="draws demonstrations and queries (default: 0)")
+    parser.add_argument("--style", choices=STYLES, default="plain", help="prompt style (default: plain)")
+    parser.add_argument("--json", help="write the rows to this file too")
+    add_model_options(parser, default=None)
+
+
+def _tasks(options: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from laai.tasks import builtin_tasks, load_task
+
+    console = Console()
+    if options.task:
+        task = load_task(options.task)
+        console.print(f"{task.name}: {len(task.examples)} examples. {task.source} {task.licence}".strip(), markup=False)
+        for example in task.examples[:10]:
+            choices = f"   ({' | '.join(example.choices)})" if example.choices else ""
+            console.print(f"  {example.input} -> {example.output}{choices}", markup=False, highlight=False)
+        return
+    table = Table("task", "examples", "first", "licence of its facts", box=None)
+    for name in builtin_tasks():
+        task = load_task(name)
+        first = task.examples[0]
+        table.add_row(name, str(len(task.examples)), f"{first.input} -> {first.output}", task.licence)
+    console.print(table)
+
+
+def _load(options: Any) -> tuple[Any, Any]:
+    """The model and the intervention, at the wanted scale, checked against each other."""
+    from pathlib import Path
+
+    from laai.artefact import check_fits
+    from laai.intervention import Intervention
+    from laai.models import load_model
+
+    intervention = Intervention.load(Path(options.intervention))
+    model = load_model(options.base_model or intervention.metadata.get("base_model") or "default", dtype=options.dtype)
+    check_fits(intervention, model, options.intervention)
+    return model, options.scale * intervention
+
+
+def _generate(options: Any) -> None:
+    from laai.evaluate import continuations
+    from laai.prompts import Template
+    from laai.tasks import Example, Task, load_task
+
+    model, intervention = _load(options)
+    if options.task:
+        template = Template(model.tokenizer, load_task(options.task), options.style)
+        prompt = template.encode(options.prompt)
+    else:
+        bare = Task("prompt", (Example("a", "b"), Example("c", "d")), input_prefix="", answer_prefix="")
+        template = Template(model.tokenizer, bare)
+        prompt = template.encode_text(options.prompt.replace("\\n", "\n"))
+    plain = continuations(model.llm, template, [prompt], options.max_new_tokens)[0]
+    with intervention.on(model):
+        steered = continuations(model.llm, template, [prompt], options.max_new_tokens)[0]
+    sys.stdout.write(f"without: {plain.strip()!r}\nwith:    {steered.strip()!r}\n")
+
+
+def _evaluate(options: Any) -> None:
+    from pathlib import Path
+
+    import lightning.pytorch as pl
+
+    from laai.compare import Method, compare
+    from laai.data import FewShotDataModule
+    from laai.files import write_json
+    from laai.progress import StepProgress
+    from laai.report import print_table
+
+    data = FewShotDataModule(
+        options.task, max(options.shots, 1), seed=options.seed, test=options.test, style=options.style
+    )
+    model, intervention = _load(options)
+    few_shot = [Method(f"{options.shots}-shot", demonstrations=data.splits.train)] if options.shots else []
+    methods = [Method("zero-shot"), *few_shot, Method("steered", intervention)]
+    trainer = pl.Trainer(
+        devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False, callbacks=[StepProgress()]
+    )
+    rows = [test.scores for test in compare(trainer, model, data, methods) if test.scores is not None]
+    print_table(rows, f"{data.task.name}: {rows[0].n} test queries, {model.name}")
+    if options.json:
+        write_json(Path(options.json), {"task": data.task.name, "rows": [row.as_json() for row in rows]})

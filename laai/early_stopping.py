@@ -1,0 +1,48 @@
+"""Stop when validation no longer improves, and go back to the vectors that did best."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from torch import Tensor
+
+from laai.module import LAAIModule
+
+
+class StopAtBest(EarlyStopping):
+    """Lightning's early stopping on the validation examples' NLL, which also keeps the best vectors.
+
+    Args:
+        patience: validations without progress before stopping.
+    """
+
+    def __init__(self, patience: int = 3) -> None:
+        super().__init__("val/nll", patience=patience, check_on_train_epoch_end=False)
+        self._best: dict[str, Tensor] = {}
+        self._best_seen = float("inf")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the vectors if they are the best so far; stop if there has been no progress for long."""
+        super().on_validation_end(trainer, pl_module)
+        score = float(trainer.callback_metrics["val/nll"])
+        if trainer.state.fn == "fit" and score < self._best_seen:
+            self._best_seen = score
+            self._best = {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go back to the best vectors."""
+        if self._best and isinstance(pl_module, LAAIModule):
+            with torch.no_grad():
+                pl_module.load_state_dict(self._best, strict=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning's state, and the best vectors."""
+        return super().state_dict() | {"best": self._best, "best_seen": self._best_seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up where a checkpoint left off."""
+        self._best, self._best_seen = state_dict["best"], state_dict["best_seen"]
+        super().load_state_dict({k: v for k, v in state_dict.items() if k not in ("best", "best_seen")})

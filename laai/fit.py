@@ -1,0 +1,82 @@
+"""`fit`: the Python way to learn an intervention; `python train.py` is the command line's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from laai.data import FewShotDataModule
+from laai.early_stopping import StopAtBest
+from laai.intervention import Intervention
+from laai.models import LanguageModel
+from laai.module import LAAIModule
+from laai.progress import StepProgress
+from laai.tasks import Task
+
+
+def fit(
+    model: LanguageModel,
+    task: Task | str,
+    num_examples: int = 10,
+    *,
+    init: Intervention | str | Path = "zero",
+    steps: int = 10,
+    seed: int = 0,
+    validation: int = 0,
+    batch_size: int | None = None,
+    trainer: pl.Trainer | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+    **options: Any,
+) -> Intervention:
+    """Learn vectors for a task from a few of its labelled examples (LAAI, arXiv 2502.06115).
+
+    Args:
+        model: the frozen language model; bitwise as it was afterwards.
+        task: a `Task`, or what `load_task` takes.
+        num_examples: labelled training examples.
+        init: an intervention to start from (a CAST vector, say), `zero`, `random`, or the path of a file.
+        steps: optimiser steps; unless `trainer` is given.
+        seed: draws the examples.
+        validation: further examples held back for early stopping.
+        batch_size: examples per step; None for all.
+        trainer: a Lightning trainer of one's own; default: one on the best single device that writes nothing.
+        callbacks: for the default trainer.
+        options: further arguments of `LAAIModule`: site, layers, positions, init_scale, l1, group_l2, optimizer, …
+
+    Returns:
+        The learned intervention on the model's device, with its settings in its metadata.
+
+    Raises:
+        UserError: the task is too small, or an option does not fit the model.
+    """
+    data = FewShotDataModule(task, num_examples, seed=seed, validation=validation, batch_size=batch_size)
+    given = init if isinstance(init, Intervention) else None
+    module = LAAIModule(base_model=model.name, init="zero" if given is not None else str(init), **options)
+    module.language_model, module.given_start = model, given
+    trainer = trainer or _quiet_trainer(steps, [*callbacks, StepProgress()] + [StopAtBest()] * (validation > 0))
+    device = next(model.llm.parameters()).device
+    try:
+        trainer.fit(module, datamodule=data)
+    finally:
+        if hasattr(module, "steered"):
+            module.steered.detach()
+        torch.nn.Module.to(model.llm, device)  # Lightning leaves the model where it trained it, or moves it to the CPU
+    return module.learned()
+
+
+def _quiet_trainer(steps: int, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
+    """One device, no logs, no checkpoints."""
+    return pl.Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=list(callbacks),
+    )

@@ -1,0 +1,16 @@
+"""The words of this project that are options too. Nothing heavy is imported here, so that `--help` answers at once."""
+
+from typing import Literal, get_args
+
+Site = Literal["residual", "heads"]
+"""Where a vector is added: a decoder layer's output, or the concatenated head outputs before the output projection."""
+
+Positions = Literal["last_prompt", "generated", "all"]
+"""Which tokens are steered: the last one of the prompt, that one and every later one, or all."""
+
+Style = Literal["plain", "chat"]
+"""How prompts are written: question and answer lines, or the tokenizer's chat template."""
+
+SITES: tuple[Site, ...] = get_args(Site)
+POSITIONS: tuple[Positions, ...] = get_args(Positions)
+STYLES: tuple[Style, ...] = get_args(Style)
