@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -70,14 +71,14 @@ class FewShotDataModule(LightningDataModule):
         tokenizer = self._tokenizer()
         dataset = encode_training(self.template(tokenizer), self.splits.train)
         size = self._share(min(self.batch_size or len(dataset), len(dataset)))
-        loader = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             dataset,  # type: ignore[arg-type]
             size,
             shuffle=size < len(dataset),
             collate_fn=partial(_collate_numbered, pad=pad_token(tokenizer)),
             generator=torch.Generator().manual_seed(self.seed),
         )
-        return loader  # type: ignore[return-value]
+        return loader
 
     def val_dataloader(self) -> DataLoader[Tensor] | list[Tensor]:
         """Row numbers into `splits.validation`; nothing where there are none."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
 from laai.metrics import exact_match, forced_choice
 from laai.prompts import Batch, Prompt, Template, collate, pad_token
+from laai.shared_prefix import SharedPrefix, share_prefix
 from laai.steered import answer_nll
 from laai.tasks import Example
 
@@ -92,20 +94,29 @@ def answer_limit(template: Template, examples: Sequence[Example]) -> int:
     return max(len(template.encode(e.input, answer=e.output).answer) for e in examples)
 
 
-def greedy_answers(llm: nn.Module, template: Template, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:
-    """First line of what the model writes after each prompt."""
-    texts = continuations(llm, template, prompts, max_new_tokens)
-    return [next(iter(text.strip().splitlines()), "").strip() for text in texts]
+def continuations(
+    llm: nn.Module,
+    template: Template,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    shared: SharedPrefix | None = None,
+) -> list[str]:
+    """What the model writes after each prompt, by transformers' own `generate`, greedily. Answers are left out.
 
-
-def continuations(llm: nn.Module, template: Template, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:
-    """What the model writes after each prompt, by transformers' own `generate`, greedily. Answers are left out."""
+    With `shared`, prompts are the rests after it, all of one length.
+    """
     tokenizer = template.tokenizer
     batch = to_device(collate([Prompt(p.prefix, p.suffix[:1]) for p in prompts], pad_token(tokenizer)), llm)
     ids = torch.cat([batch.prefix_ids, batch.suffix_ids], dim=1)
+    mask = torch.cat([batch.prefix_mask, batch.suffix_mask], dim=1)
+    options = {}
+    if shared is not None:
+        ids = torch.cat([shared.ids.expand(len(ids), -1), ids], dim=1)
+        mask, options = torch.ones_like(ids), {"past_key_values": shared.for_rows(len(ids))}
     out: Tensor = llm.generate(  # type: ignore[operator]
         input_ids=ids,
-        attention_mask=torch.cat([batch.prefix_mask, batch.suffix_mask], dim=1),
+        attention_mask=mask,
+        **options,
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
@@ -118,22 +129,29 @@ def continuations(llm: nn.Module, template: Template, prompts: Sequence[Prompt],
 def _generate(
     llm: nn.Module, template: Template, prompts: Sequence[Prompt], limit: int, batch_size: int
 ) -> tuple[list[str], list[float]]:
+    """First line of what the model writes after each prompt, and the seconds it took."""
     answers, seconds = [""] * len(prompts), [0.0] * len(prompts)
-    for rows in by_length(prompts, batch_size):
-        start = time.perf_counter()
-        texts = greedy_answers(llm, template, [prompts[i] for i in rows], limit)
-        elapsed = (time.perf_counter() - start) / len(rows)
+    began = time.perf_counter()
+    shared = share_prefix(llm, prompts)
+    once = (time.perf_counter() - began) / len(prompts)
+    rests = [shared.without(prompt) for prompt in prompts] if shared else prompts
+    for rows in by_length(rests, batch_size, equal=shared is not None):
+        began = time.perf_counter()
+        texts = continuations(llm, template, [rests[i] for i in rows], limit, shared)
+        elapsed = (time.perf_counter() - began) / len(rows) + once
         for i, text in zip(rows, texts, strict=True):
-            answers[i], seconds[i] = text, elapsed
+            answers[i], seconds[i] = next(iter(text.strip().splitlines()), "").strip(), elapsed
     return answers, seconds
 
 
 def _nll_sums(llm: nn.Module, template: Template, prompts: Sequence[Prompt], batch_size: int) -> list[float]:
     """Negative log-likelihood of each prompt's answer, summed over its tokens."""
     sums = [0.0] * len(prompts)
-    for rows in by_length(prompts, batch_size):
-        batch = to_device(collate([prompts[i] for i in rows], pad_token(template.tokenizer)), llm)
-        for i, total in zip(rows, answer_nll(llm, batch).sum(-1).tolist(), strict=True):
+    shared = share_prefix(llm, prompts)
+    rests = [shared.without(prompt) for prompt in prompts] if shared else prompts
+    for rows in by_length(rests, batch_size):
+        batch = to_device(collate([rests[i] for i in rows], pad_token(template.tokenizer)), llm)
+        for i, total in zip(rows, answer_nll(llm, batch, shared).sum(-1).tolist(), strict=True):
             sums[i] = total
     return sums
 
@@ -158,11 +176,16 @@ def _choose(
     return chosen
 
 
-def by_length(prompts: Sequence[Prompt], batch_size: int) -> Iterator[list[int]]:
-    """Batches of row numbers, longest prompts first, so that little is padding and memory fails early if it does."""
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].prefix) - len(prompts[i].suffix))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+def by_length(prompts: Sequence[Prompt], batch_size: int, equal: bool = False) -> Iterator[list[int]]:
+    """Batches of row numbers, longest prompts first, so that little is padding and memory fails early if it does.
+
+    With `equal`, the prompts of a batch have one length, answers aside.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].prefix) - (not equal) * len(prompts[i].suffix))
+    groups = [list(g) for _, g in groupby(order, key=lambda i: len(prompts[i].prefix))] if equal else [order]
+    for group in groups:
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
 
 
 def to_device(batch: Batch, llm: nn.Module) -> Batch:

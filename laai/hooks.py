@@ -94,21 +94,15 @@ class Attachment:
 
     def _hook(self, decoder: Decoder, site: Site, index: int, edit: Edit) -> RemovableHandle:
         """`prepend=True`: before the hooks by which transformers records `output_hidden_states`."""
-        if site == "residual":
 
-            def after(module: nn.Module, args: Any, output: Any) -> Any:
-                where = self._where_now()
-                return (
-                    None if where is False else _replace_hidden(output, edit(_checked(_hidden(output), where), where))
-                )
-
-            return decoder.layer(index).module.register_forward_hook(after, prepend=True)
-
-        def before(module: nn.Module, args: tuple[Any, ...]) -> Any:
+        def edited(value: Any) -> Any:
             where = self._where_now()
-            return None if where is False else (edit(_checked(args[0], where), where), *args[1:])
+            return None if where is False else _replace_hidden(value, edit(_hidden(value, where), where))
 
-        return _heads(decoder, index).projection.register_forward_pre_hook(before, prepend=True)
+        if site == "residual":
+            layer = decoder.layer(index).module
+            return layer.register_forward_hook(lambda _, __, output: edited(output), prepend=True)
+        return _heads(decoder, index).projection.register_forward_pre_hook(lambda _, args: edited(args), prepend=True)
 
     def _where_now(self) -> Where:
         """This forward's answer; while activation checkpointing recomputes, that of the forward it recomputes."""
@@ -116,8 +110,8 @@ class Attachment:
             self._recomputing = True
             if len(self._to_recompute) > 1:
                 raise RuntimeError(
-                    "activation checkpointing cannot tell which of several steered forwards it recomputes; call backward "
-                    "after each forward, and run a forward that has none under no_grad"
+                    "activation checkpointing cannot tell which of several steered forwards it recomputes; call "
+                    "backward after each forward, and run a forward that has none under no_grad"
                 )
             return self._to_recompute[0]
         if self._where is None:
@@ -140,10 +134,8 @@ class Attachment:
         if torch.is_grad_enabled():
             if self._recomputing:
                 self._to_recompute, self._recomputing = [], False
-            if not self._to_recompute or (
-                len(self._to_recompute) < 2 and not _same(self._where, self._to_recompute[0])
-            ):
-                self._to_recompute.append(self._where)
+            if len(self._to_recompute) < 2 and not any(_same(self._where, other) for other in self._to_recompute):
+                self._to_recompute.append(self._where)  # two different ones are one too many already
 
     def _wrap(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         takes_compile_flag = "generation_config" in inspect.signature(inner).parameters
@@ -191,14 +183,10 @@ def record_last_token(model: nn.Module, site: Site, layers: Sequence[int]) -> It
         for index in layers:
             if site == "residual":
                 module = decoder.layer(index).module
-                handles.append(
-                    module.register_forward_hook(lambda _, __, out, i=index: keep(i, _checked(_hidden(out), True)))
-                )
+                handles.append(module.register_forward_hook(lambda _, __, out, i=index: keep(i, _hidden(out))))
             else:
                 module = _heads(decoder, index).projection
-                handles.append(
-                    module.register_forward_pre_hook(lambda _, args, i=index: keep(i, _checked(args[0], True)))
-                )
+                handles.append(module.register_forward_pre_hook(lambda _, args, i=index: keep(i, _hidden(args))))
         yield seen
     finally:
         for handle in handles:
@@ -221,21 +209,18 @@ def _is_compiled(module: nn.Module) -> bool:
     return getattr(module, "_compiled_call_impl", None) is not None or "_orig_mod" in module._modules
 
 
-def _hidden(output: Any) -> Tensor:
-    """The hidden state in a layer's output: the output itself, or the first item of a tuple or list."""
-    hidden = output[0] if isinstance(output, tuple | list) else output
-    if not isinstance(hidden, Tensor):
-        raise UserError(f"expected a layer output that is or starts with a tensor, found {type(hidden).__name__}")
-    return hidden
+def _hidden(value: Any, where: Where = True) -> Tensor:
+    """The activation in a layer's output or a module's arguments: the value itself, or the first of its items.
 
-
-def _checked(hidden: Tensor, where: Where) -> Tensor:
-    """The activation, if it is laid out as (batch, tokens, width): else a mask could fall on the wrong tokens."""
-    expected = tuple(where.shape[:2]) if isinstance(where, Tensor) else "(batch, tokens)"
-    if hidden.dim() != 3 or (
-        isinstance(where, Tensor) and where.shape[:2] not in (hidden.shape[:2], (1, hidden.shape[1]))
-    ):
-        raise UserError(f"cannot steer an activation of shape {tuple(hidden.shape)}: expected {expected} and a width")
+    Raises:
+        UserError: it is not laid out as (batch, tokens, width), so that `where` could fall on the wrong tokens.
+    """
+    hidden = value[0] if isinstance(value, tuple | list) else value
+    shape = tuple(hidden.shape) if isinstance(hidden, Tensor) else ()
+    masked = tuple(where.shape[:2]) if isinstance(where, Tensor) else shape[:2]
+    if len(shape) != 3 or masked not in (shape[:2], (1, shape[1])):
+        found = shape or type(hidden).__name__
+        raise UserError(f"cannot steer this architecture: expected a (batch, tokens, width) activation, found {found}")
     return hidden
 
 

@@ -13,6 +13,7 @@ from laai.hooks import Attachment
 from laai.intervention import Intervention
 from laai.positions import prompts_of
 from laai.prompts import IGNORE, Batch
+from laai.shared_prefix import SharedPrefix
 
 
 class SteeredLM(nn.Module):
@@ -48,28 +49,36 @@ class SteeredLM(nn.Module):
         return answer_nll(self.llm, batch)
 
 
-def answer_nll(llm: nn.Module, batch: Batch) -> Tensor:
-    """Negative log-likelihood of each answer token by one full forward over prefix and suffix.
+def answer_nll(llm: nn.Module, batch: Batch, shared: SharedPrefix | None = None) -> Tensor:
+    """Negative log-likelihood of each answer token by one forward over prefix and suffix.
+
+    Args:
+        llm: a causal LM, as it is.
+        batch: prompts with their answers.
+        shared: what all prompts begin with, run already; the batch holds the rest of each.
 
     Returns:
         (batch, suffix tokens), fp32: −log p(labels[:, j] | tokens up to suffix position j), 0 at `IGNORE`.
     """
     ids = torch.cat([batch.prefix_ids, batch.suffix_ids], dim=1)
     mask = torch.cat([batch.prefix_mask, batch.suffix_mask], dim=1)
-    with prompts_of(batch.prompt_lengths):
-        logits = last_logits(llm, ids, mask, keep=batch.suffix_ids.shape[1])
+    with prompts_of(batch.prompt_lengths + (len(shared) if shared else 0)):
+        logits = last_logits(llm, ids, mask, keep=batch.suffix_ids.shape[1], shared=shared)
     return functional.cross_entropy(logits.float().transpose(1, 2), batch.labels, ignore_index=IGNORE, reduction="none")
 
 
-def last_logits(llm: nn.Module, ids: Tensor, mask: Tensor, keep: int) -> Tensor:
+def last_logits(llm: nn.Module, ids: Tensor, mask: Tensor, keep: int, shared: SharedPrefix | None = None) -> Tensor:
     """Logits (batch, keep, vocabulary) of the last `keep` columns; the output head runs on those alone where it can.
 
     Position ids follow the mask: without them left padding shifts learned positions.
     """
     accepted = inspect.signature(llm.forward).parameters
     options: dict[str, Any] = {"use_cache": False}
+    if shared is not None:
+        options = {"use_cache": True, "past_key_values": shared.for_rows(len(ids))}
+        mask = torch.cat([mask.new_ones(len(ids), len(shared)), mask], dim=1)
     if "position_ids" in accepted:
-        options["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
+        options["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
     if "logits_to_keep" in accepted:
         options["logits_to_keep"] = keep
     logits: Tensor = llm(input_ids=ids, attention_mask=mask, **options).logits

@@ -7,10 +7,12 @@ from peft import LoraConfig, get_peft_model
 from laai.errors import UserError
 from laai.hooks import record_last_token
 from laai.intervention import Intervention
+from laai.positions import prompts_of
 from tests.tiny_models import (
     ARCHITECTURES,
     LAYERS,
     build,
+    one_thread,  # noqa: F401
     pad,
     positions_of,
     random_vectors,
@@ -26,16 +28,6 @@ POSITIONS = ("last_prompt", "generated", "all")
 BATCHED = 2e-5  # logits are of size 1.5; other batch shapes add in another order
 PROMPTS = (7, 3, 5)  # prompt tokens a row
 EXTRA = 2  # tokens after each prompt
-
-pytestmark = pytest.mark.usefixtures("_one_thread")
-
-
-@pytest.fixture(scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -82,7 +74,7 @@ def test_adds_exactly_the_vector_there_and_nothing_elsewhere(name, site, positio
     with recorded(model, name) as plain:
         before = forward(model, ids, mask).logits
     lengths = torch.tensor(PROMPTS)
-    with Intervention(vector, positions=positions).on(model, prompt_lengths=lengths), recorded(model, name) as steered:
+    with Intervention(vector, positions=positions).on(model), recorded(model, name) as steered, prompts_of(lengths):
         during = forward(model, ids, mask).logits
     chosen = torch.zeros(ids.shape, dtype=torch.bool)
     for row, prompt in enumerate(PROMPTS):
@@ -107,7 +99,7 @@ def test_padded_batch_equals_hooks_by_hand_and_single_rows(name, positions, side
     ids, mask = pad(rows, side)
     vectors = random_vectors(name, [("residual", 1), ("heads", 1), ("heads", 2)])
     intervention = Intervention(vectors, positions=positions)
-    with intervention.on(model, prompt_lengths=torch.tensor(PROMPTS)):
+    with intervention.on(model), prompts_of(torch.tensor(PROMPTS)):
         logits = forward(model, ids, mask).logits
     for row, (prompt, line) in enumerate(zip(PROMPTS, rows, strict=True)):
         start = ids.shape[1] - len(line) if side == "left" else 0
@@ -209,7 +201,8 @@ def test_manual_decoding_with_a_cache_equals_the_full_forward(name):
     ids, mask = pad([row[:n] for row, n in zip(rows, PROMPTS, strict=True)], "left")
     extra = torch.stack([row[n:] for row, n in zip(rows, PROMPTS, strict=True)])
     whole, ones = torch.cat([ids, extra], 1), torch.cat([mask, torch.ones_like(extra)], 1)
-    with Intervention(vectors, positions="generated").on(model, prompt_lengths=torch.tensor(PROMPTS)), torch.no_grad():
+    intervention, lengths = Intervention(vectors, positions="generated"), torch.tensor(PROMPTS)
+    with intervention.on(model), prompts_of(lengths), torch.no_grad():
         full, cache, steps = forward(model, whole, ones).logits, None, []
         for end in (4, ids.shape[1], ids.shape[1] + 1, whole.shape[1]):  # the prompt itself in two parts
             start = 0 if cache is None else cache.get_seq_length()
@@ -232,17 +225,17 @@ def test_manual_decoding_with_a_cache_equals_the_full_forward(name):
 def test_what_cannot_be_known_is_refused(positions):
     model, ids = shared("llama"), tokens(1, 6)
     intervention = Intervention(random_vectors("llama", [("residual", 0)]), positions=positions)
-    with torch.no_grad(), intervention.on(model) as attachment:
+    with torch.no_grad(), intervention.on(model):
         cache = model(input_ids=ids, use_cache=True).past_key_values
-        with pytest.raises(UserError, match="prompt_lengths"):
+        with pytest.raises(UserError, match="prompts_of"):
             model(input_ids=ids[:, :1], past_key_values=cache)
         for packed in ([0, 1, 2, 0, 1, 2], [0, 0, 0, 1, 2, 3], [4, 5, 6, 7, 8, 9]):
             with pytest.raises(UserError, match="position_ids"):
                 model(input_ids=ids, position_ids=torch.tensor([packed]), use_cache=False)
         with pytest.raises(UserError, match="position_ids"):
             model(input_ids=ids, attention_mask=torch.ones(1, 1, 6, 6).tril().bool(), use_cache=False)
-        attachment.prompt_lengths = torch.tensor([6])
-        model(input_ids=ids[:, :1], past_key_values=cache)
+        with prompts_of(torch.tensor([6])):
+            model(input_ids=ids[:, :1], past_key_values=cache)
 
 
 def test_a_call_that_passes_by_the_decoder_is_refused():

@@ -9,6 +9,7 @@ from transformers import DynamicCache, MambaConfig, MambaForCausalLM
 
 from laai.errors import UserError
 from laai.intervention import Intervention
+from laai.positions import prompts_of
 from tests.tiny_models import ARCHITECTURES, build, pad, random_vectors, shared, steered_by_hand, tokens
 
 POSITIONS = ("last_prompt", "generated", "all")
@@ -149,9 +150,10 @@ def test_generate_goes_on_from_a_filled_cache(name, positions, whole_input):
     model, row = shared(name), rows_of()[0]
     vectors, cache = vectors_at(name, "residual"), DynamicCache(config=shared(name).config)
     by_hand, seen = greedy_by_hand(name, "residual", positions)[0]
-    with Intervention(vectors, positions=positions).on(model, prompt_lengths=torch.tensor([len(row)])), torch.no_grad():
+    intervention, lengths = Intervention(vectors, positions=positions), torch.tensor([len(row)])
+    with intervention.on(model), prompts_of(lengths), torch.no_grad():
         model(input_ids=row[None, :4], past_key_values=cache)
-    with Intervention(vectors, positions=positions).on(model):
+    with intervention.on(model):
         ids, mask = row[None] if whole_input else row[None, 4:], torch.ones(1, len(row)).long()
         new, logits = generate(model, ids, mask, past_key_values=cache)
     torch.testing.assert_close(logits[0], seen, **CLOSE)
