@@ -101,7 +101,8 @@ class TrainCLI(LightningCLI):
         log_texts(trainer, {"results": markdown_table(rows), "answers": answers_markdown(data.splits.test, samples)})
         laai = rows[-1].as_json()
         final = {f"final/{k}": v for k in ("exact_match", "choice_accuracy", "nll") if isinstance(v := laai[k], float)}
-        log_outcome(trainer, dict(module.hparams) | facts, final)
+        settings = {name: value for name, value in module.hparams.items() if name != "_instantiator"}
+        log_outcome(trainer, settings | facts, final)
         print_table(rows, f"{data.task.name}: {data.num_examples} examples, {rows[0].n} test queries, {model.name}")
         sys.stdout.write(f"run folder: {folder}\n")
 

@@ -106,7 +106,8 @@ class Attachment:
 
     def _where_now(self) -> Where:
         """This forward's answer; while activation checkpointing recomputes, that of the forward it recomputes."""
-        if torch._C._current_graph_task_id() != -1:
+        # A graph break inside a hook makes torch.compile drop the hook in silence, and this private call is one.
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             self._recomputing = True
             if len(self._to_recompute) > 1:
                 raise RuntimeError(

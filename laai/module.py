@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
+from transformers import SchedulerType, get_scheduler
 
 from laai import penalty
 from laai.activations import last_token_statistics
@@ -49,7 +50,8 @@ class LAAIModule(LightningModule):
         group_l2: strength of the group-ℓ2 penalty, which zeroes heads (site `heads`) or layers (`residual`).
         optimizer: any of torch.optim, with its options, weight decay among them. Its learning rate is in units of the
             activations' root mean square at each vector's site, so that one rate serves all layers, sites and models.
-        lr_scheduler: any of torch.optim.lr_scheduler, stepped once a step; null for a constant rate.
+        schedule: how the rate changes from the first step to the last: constant, linear, cosine, or another name of
+            transformers' schedules.
     """
 
     language_model: LanguageModel
@@ -68,17 +70,19 @@ class LAAIModule(LightningModule):
         l1: float = 0.0,
         group_l2: float = 0.0,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=0.01),
-        lr_scheduler: LRSchedulerCallable | None = None,
+        schedule: str = "constant",
     ) -> None:
         super().__init__()
         for name, value in (("l1", l1), ("group_l2", group_l2)):
             if not value >= 0:
                 raise UserError(f"{name} must not be negative, found {value}")
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
+        if schedule not in (names := [kind.value for kind in SchedulerType]):
+            raise UserError(f"schedule must be one of {', '.join(names)}, not {schedule!r}")
+        self.save_hyperparameters(ignore=["optimizer"])
         self.base_model, self.dtype_name, self.site, self.positions = base_model, dtype, site, positions
         self.layers, self.init, self.source, self.init_scale = layers, init, source, init_scale
         self.l1, self.group_l2 = l1, group_l2
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.optimizer, self.schedule = optimizer, schedule
         self.cast_start: Callable[[LAAIModule], Intervention] | None = None
         """Makes a `cast` start; set by a callback of the package that knows how (`cast.start.CastStart`)."""
         self.given_start: Intervention | None = None
@@ -176,9 +180,8 @@ class LAAIModule(LightningModule):
         optimizer = self.optimizer([{"params": [v], "name": f"{s}.{i}"} for (s, i), v in self.intervention.items()])
         for group, (key, _) in zip(optimizer.param_groups, self.intervention.items(), strict=True):
             group["lr"] *= self.rms[key[1]]
-        if self.lr_scheduler is None:
-            return optimizer
-        scheduler = self.lr_scheduler(optimizer)
+        steps = int(min(self.trainer.estimated_stepping_batches, 10**9))  # infinite without a bound on steps or epochs
+        scheduler = get_scheduler(self.schedule, optimizer, num_warmup_steps=0, num_training_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: Batch) -> Tensor:

@@ -17,18 +17,22 @@ if TYPE_CHECKING:
 
 
 class Monitor(pl.Callback):
-    """Record each vector's norm at each step, relative to the activation's norm at its site; plot them at the end.
+    """Record each vector's norm and its distance from the start, and plot them at the end.
 
-    A ratio near or above 1 is the sign of over-steering.
+    Both are relative to the activation's norm at the site. A ratio near or above 1 is the sign of over-steering.
     """
 
     def __init__(self) -> None:
         self._history: list[Tensor] = []
         self._last: list[Tensor] = []
+        self._start: list[Tensor] = []
+        self._moved: list[Tensor] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the start."""
-        self._history, self._last = [], []
+        self._history, self._last, self._moved = [], [], []
+        if isinstance(pl_module, LAAIModule):
+            self._start = [v.detach().clone() for _, v in pl_module.intervention.items()]
         self._record(pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
@@ -48,15 +52,23 @@ class Monitor(pl.Callback):
         if isinstance(module, LAAIModule):
             norms = module.intervention.norms()
             self._last = [norm.cpu() / _activation_norm(module, key[1], len(norm)) for key, norm in norms.items()]
-            whole = [norm.square().sum().sqrt().cpu() for norm in norms.values()]
-            units = [_activation_norm(module, key[1], 1) for key in norms]
-            self._history.append(torch.stack([norm / unit for norm, unit in zip(whole, units, strict=True)]))
+            units = torch.tensor([_activation_norm(module, key[1], 1) for key in norms])
+            moved = [
+                (v.detach() - start).norm().cpu()
+                for (_, v), start in zip(module.intervention.items(), self._start, strict=True)
+            ]
+            self._history.append(torch.stack([norm.square().sum().sqrt().cpu() for norm in norms.values()]) / units)
+            self._moved.append(torch.stack(moved) / units)
 
     def figures(self, module: LAAIModule) -> dict[str, Figure]:
         """Layer × step, and layer × head where there are heads."""
         layers = module.intervention.layers
         steps = torch.stack(self._history, dim=1)
-        figures = {"vectors/norm by layer over steps": _heat_map(steps, layers, "step", "layer")}
+        moved = torch.stack(self._moved, dim=1)
+        figures = {
+            "vectors/norm by layer over steps": _heat_map(steps, layers, "step", "layer"),
+            "vectors/distance from the start by layer over steps": _heat_map(moved, layers, "step", "layer"),
+        }
         if len({len(part) for part in self._last}) == 1 and len(self._last[0]) > 1:
             figures["vectors/norm by head"] = _heat_map(torch.stack(self._last), layers, "head", "layer")
         return figures
@@ -73,10 +85,10 @@ def _heat_map(values: Tensor, layers: list[int], x: str, y: str) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(7, max(2.0, 0.18 * len(layers) + 1.2)), layout="constrained", dpi=110)
+    figure = Figure(figsize=(4.5, max(2.0, 0.11 * len(layers) + 1.0)), layout="constrained", dpi=160)
     axes = figure.add_subplot()
     picture = axes.imshow(values.detach().cpu().numpy(), aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
-    every = max(1, len(layers) // 15)
+    every = max(1, len(layers) // 10)
     axes.set_yticks(range(0, len(layers), every), [str(layer) for layer in layers[::every]])
     axes.set(xlabel=x, ylabel=y)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

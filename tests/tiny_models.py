@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from contextlib import contextmanager
 
-import pytest
 import torch
 import transformers
 from transformers import AutoModelForCausalLM
@@ -54,15 +53,6 @@ _PROJECTIONS = {
     "phi": "self_attn.dense",
 }
 _PROJECTIONS |= {"falcon": "self_attention.dense", "bloom": "self_attention.dense", "mpt": "attn.out_proj"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """For modules that import it: these models are too small for two threads, which only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def build(name, seed=0):

@@ -12,7 +12,6 @@ from tests.tiny_models import (
     ARCHITECTURES,
     LAYERS,
     build,
-    one_thread,  # noqa: F401
     pad,
     positions_of,
     random_vectors,
@@ -26,6 +25,7 @@ from tests.tiny_models import (
 SITES = ("residual", "heads")
 POSITIONS = ("last_prompt", "generated", "all")
 BATCHED = 2e-5  # logits are of size 1.5; other batch shapes add in another order
+pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPTS = (7, 3, 5)  # prompt tokens a row
 EXTRA = 2  # tokens after each prompt
 
@@ -40,7 +40,7 @@ def rows_of(extra=0):
 
 
 def steered_columns(positions, prompt, length, start=0):
-    """Columns, counted in the padded input, for a prompt of `prompt` tokens in a row of `length` from column `start`."""
+    """Columns of the padded input for a prompt of `prompt` tokens in a row of `length` that starts at `start`."""
     first = {"last_prompt": prompt - 1, "generated": prompt - 1, "all": 0}[positions]
     end = prompt if positions == "last_prompt" else length
     return range(start + first, start + end)
