@@ -25,7 +25,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from cast import CastStart, best_scale
 from laai.compare import Method, compare
 from laai.data import FewShotDataModule, encode_training
-from laai.early_stopping import StopAtBest
+from laai.early_stopping import StopAtBest, StopAtLoss
 from laai.errors import UserError
 from laai.module import LAAIModule
 from laai.monitor import Monitor, log_outcome, log_texts
@@ -38,7 +38,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
         "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
         "init_args": {"save_dir": ".", "name": "lightning_logs", "default_hp_metric": False},
     },
-    "max_steps": 10,
+    "max_steps": 30,
     "max_epochs": -1,
     "log_every_n_steps": 1,
     "num_sanity_val_steps": 0,
@@ -53,17 +53,24 @@ class TrainCLI(LightningCLI):
     datamodule: FewShotDataModule
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """`--cast.*` sets how another task's CAST vector is extracted; `--patience` works with `--data.validation`."""
+        """`--cast.*` sets how another task's CAST vector is extracted; the rest says when to stop."""
         parser.add_lightning_class_args(CastStart, "cast")
-        parser.add_argument("--patience", type=int, default=3, help="validations without progress before stopping")
+        parser.add_argument("--stop_at_loss", type=float, default=0.1, help="stop once the training loss is below this")
+        parser.add_argument(
+            "--patience",
+            type=int,
+            default=3,
+            help="with --data.validation, instead: stop after this many validations without progress",
+        )
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """The trainer, with early stopping where there are validation examples."""
-        callbacks: list[pl.Callback] = [StepProgress(), Monitor()]
+        """The trainer, with this project's callbacks."""
         if self.datamodule.splits.validation:
-            callbacks.append(StopAtBest(self._get(self.config, "patience")))
-        callbacks.append(ModelCheckpoint(save_last=True, filename="{step}"))
-        self.trainer_defaults["callbacks"] = callbacks
+            stop: pl.Callback = StopAtBest(self._get(self.config, "patience"))
+        else:
+            stop = StopAtLoss(self._get(self.config, "stop_at_loss"))
+        saver = ModelCheckpoint(save_last=True, filename="{step}")
+        self.trainer_defaults["callbacks"] = [StepProgress(), Monitor(), stop, saver]
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
@@ -75,23 +82,21 @@ class TrainCLI(LightningCLI):
         fitted = time.perf_counter()
         trainer, module, data = self.trainer, self.model, self.datamodule
         model = module.language_model
-        learned = module.learned()
+        learned, log_dir = module.learned(), trainer.log_dir  # log_dir asks all processes
+        writes = trainer.is_global_zero and log_dir is not None
+        folder = Path(log_dir or ".")
+        if writes:
+            learned.save(folder / "intervention.safetensors")  # kept even if testing is interrupted
         module.steered.detach()
-        assert module.cast_start is not None  # CastStart is among the callbacks
-        start = module.cast_start(module)
-        prompts = [prompt for _, prompt in encode_training(module.template, data.splits.train)]
-        vector = start.select(module.intervention.layers)
-        methods = [
-            Method("zero-shot"),
-            Method("few-shot", demonstrations=data.splits.train),
-            Method("cast", best_scale(model, vector, prompts) * vector),
-            Method("laai", learned),
-        ]
-        tests = compare(trainer, model, data, methods)
+        methods = [Method("zero-shot"), Method("few-shot", demonstrations=data.splits.train)]
+        if module.cast_start is not None and (module.source != "own" or data.num_examples > 1):
+            vector = module.cast_start(module).select(learned.layers)
+            prompts = [prompt for _, prompt in encode_training(module.template, data.splits.train)]
+            methods.append(Method("cast", best_scale(model, vector, prompts) * vector))
+        tests = compare(trainer, model, data, [*methods, Method("laai", learned)])
         rows = [test.scores for test in tests if test.scores is not None]
-        if not trainer.is_global_zero or trainer.log_dir is None:
+        if not writes:
             return
-        folder = Path(trainer.log_dir)
         facts = {"task": data.task.name, "base_model": model.name, "seed": data.seed, "num_examples": data.num_examples}
         seconds = {"fit": fitted - self._began, "test": time.perf_counter() - fitted}
         learned.metadata["metrics"] = rows[-1].as_json()
@@ -121,7 +126,8 @@ def main(arguments: list[str] | None = None) -> None:
             LAAIModule,
             FewShotDataModule,
             seed_everything_default=0,
-            trainer_defaults=TRAINER_DEFAULTS,
+            trainer_defaults=dict(TRAINER_DEFAULTS),
+            auto_configure_optimizers=False,  # the optimiser is the model's: --model.optimizer
             parser_kwargs={"description": __doc__},
             args=None if arguments == sys.argv[1:] else arguments,
         )

@@ -9,16 +9,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cast.extract import extract, extract_from, extract_own
+    from cast.extraction import extract, extract_from, extract_own
     from cast.scale import best_scale
     from cast.start import CastStart
 
 _HOMES = {
     "CastStart": "cast.start",
     "best_scale": "cast.scale",
-    "extract": "cast.extract",
-    "extract_from": "cast.extract",
-    "extract_own": "cast.extract",
+    "extract": "cast.extraction",
+    "extract_from": "cast.extraction",
+    "extract_own": "cast.extraction",
 }
 __all__ = ["CastStart", "best_scale", "extract", "extract_from", "extract_own"]
 

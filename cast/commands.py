@@ -28,7 +28,7 @@ def add_extract(commands: Parsers) -> None:
 
 
 def _extract(options: Any) -> None:
-    from cast.extract import extract
+    from cast.extraction import extract
     from laai.models import load_model
     from laai.tasks import load_task
 

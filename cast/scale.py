@@ -10,7 +10,7 @@ from laai.evaluate import to_device
 from laai.intervention import Intervention
 from laai.models import LanguageModel
 from laai.prompts import Prompt, collate, pad_token
-from laai.steered import SteeredLM, mean_nll
+from laai.steered import answer_nll, mean_nll
 
 SCALES = (0.25, 0.5, 1.0, 1.5, 2.0)
 
@@ -28,9 +28,7 @@ def best_scale(
     """
     batch = to_device(collate(prompts, pad_token(model.tokenizer)), model.llm)
     losses: dict[float, float] = {}
-    with torch.no_grad():
-        for scale in scales:
-            steered = SteeredLM(model.llm, scale * vector)
-            losses[scale] = float(mean_nll(steered(batch), batch.labels))
-            steered.detach()
+    for scale in scales:
+        with (scale * vector).on(model), torch.no_grad():
+            losses[scale] = float(mean_nll(answer_nll(model.llm, batch), batch.labels))
     return min(losses, key=lambda scale: losses[scale])

@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from cast.extract import extract, extract_own
+from cast.extraction import extract, extract_own
 from laai.intervention import Intervention
 from laai.module import LAAIModule
 from laai.tasks import load_task
@@ -28,7 +28,7 @@ class CastStart(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Offer the start to the module; nothing is extracted before it asks."""
         if isinstance(pl_module, LAAIModule):
-            pl_module.cast_start = self.extract
+            pl_module.cast_start, self.vector = self.extract, None
 
     def extract(self, module: LAAIModule) -> Intervention:
         """The CAST vector for this run, extracted once."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from laai.errors import UserError
     from laai.evaluate import measure
-    from laai.fit import fit
+    from laai.fitting import fit
     from laai.intervention import Intervention
     from laai.models import LanguageModel, load_model
     from laai.module import LAAIModule
@@ -34,7 +34,7 @@ _HOMES = {
     "Template": "laai.prompts",
     "UserError": "laai.errors",
     "builtin_tasks": "laai.tasks",
-    "fit": "laai.fit",
+    "fit": "laai.fitting",
     "load_model": "laai.models",
     "load_task": "laai.tasks",
     "measure": "laai.evaluate",

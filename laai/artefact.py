@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from laai.errors import UserError
@@ -44,8 +44,9 @@ def save(intervention: Intervention, path: Path) -> Path:
         "layers": intervention.layers,
         "num_heads": {str(layer): count for layer, count in intervention.num_heads.items()},
     }
-    metadata = {"format": "pt", "laai": json.dumps(header)}
-    return write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+    metadata = {"laai": json.dumps(header)}  # one entry: safetensors writes several in random order
+    # Not save_file, whose own errors are no OSError when the disk is full.
+    return write_atomically(path, lambda temporary: temporary.write_bytes(to_bytes(tensors, metadata)))
 
 
 def load(path: Path, model: nn.Module | LanguageModel | None = None) -> Intervention:
@@ -102,7 +103,8 @@ def _parse(header: dict[str, Any], tensors: dict[str, Tensor]) -> Intervention:
         if site not in SITES or tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
             raise ValueError(f"tensor {name!r} is not a finite fp32 vector at a known site")
         vectors[site, int(layer)] = tensor
-    if not vectors or header["layers"] != sorted({layer for _, layer in vectors}):
+    named = {f"{site}.{layer}" for site, layer in vectors}
+    if not vectors or named != tensors.keys() or header["layers"] != sorted({layer for _, layer in vectors}):
         raise ValueError(f"layers {header['layers']}, tensors {sorted(tensors)}")
     return Intervention(
         vectors,

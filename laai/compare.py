@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from torch import Tensor, nn
 
 from laai.data import FewShotDataModule
+from laai.errors import UserError
 from laai.evaluate import Measured, answer_limit, measure
 from laai.hooks import Attachment
 from laai.intervention import Intervention
@@ -41,6 +42,7 @@ class Evaluation(pl.LightningModule):
         self.metrics = TaskMetrics()
         self.measured: list[Measured] = []
         self.scores: Scores | None = None
+        self._limit = answer_limit(self.template, data.splits.test)
         self._attachment: Attachment | None = None
 
     def on_test_start(self) -> None:
@@ -51,13 +53,12 @@ class Evaluation(pl.LightningModule):
     def test_step(self, rows: Tensor) -> None:
         """Measure the test examples numbered `rows`."""
         examples = self._data.splits.test
-        limit = answer_limit(self.template, examples)
         measured = measure(
             self.llm,
             self.template,
             [(row, examples[row]) for row in rows.tolist()],
             self.method.demonstrations,
-            max_new_tokens=limit,
+            max_new_tokens=self._limit,
             batch_size=self._data.eval_batch_size,
         )
         self.measured += measured
@@ -67,8 +68,8 @@ class Evaluation(pl.LightningModule):
         """Gather the scores of all devices."""
         self.scores = self.metrics.compute(self.method.name)
 
-    def teardown(self, stage: str) -> None:
-        """Unhook the vectors, whatever happened."""
+    def detach(self) -> None:
+        """Unhook the vectors."""
         if self._attachment is not None:
             self._attachment.detach()
             self._attachment = None
@@ -80,11 +81,19 @@ def compare(
     """Measure each method on the test examples of `data`; returns the evaluations in order.
 
     Whatever vectors are attached to the model stay attached: detach them first for a clean comparison.
+
+    Raises:
+        UserError: no test examples.
     """
+    if not data.splits.test:
+        raise UserError("there are no test examples to compare on; ask for some by test")
     done = []
     for method in methods:
         evaluation = Evaluation(language_model, data, method)
         logging.getLogger("laai").info("testing %s", method.name)
-        trainer.test(evaluation, dataloaders=data.test_dataloader(), verbose=False)
+        try:
+            trainer.test(evaluation, dataloaders=data.test_dataloader(), verbose=False)
+        finally:
+            evaluation.detach()  # Lightning's own teardown hooks do not run after an exception
         done.append(evaluation)
     return done

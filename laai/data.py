@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
 from laai.errors import UserError
@@ -27,9 +27,9 @@ class FewShotDataModule(LightningDataModule):
     Args:
         task: a built-in task (`laai tasks` lists them), a .json, .jsonl or .csv file, a folder, or hf:NAME[/CONFIG].
         num_examples: labelled training examples.
-        seed: draws the examples; test examples are the same for every number of training examples.
+        seed: draws the examples; test examples are the same for every number of training examples that leaves enough.
         validation: examples held back for early stopping, besides the training examples; 0 for none.
-        test: test examples at most; null for all that are left.
+        test: test examples at most; null for all that are left, 0 for none.
         batch_size: training examples per step, over all devices; null for all of them.
         eval_batch_size: prompts run at a time when measuring.
         style: how prompts are written: `plain`, or `chat` by the tokenizer's chat template.
@@ -52,7 +52,7 @@ class FewShotDataModule(LightningDataModule):
         columns: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
-        at_least = {"num_examples": (num_examples, 1), "validation": (validation, 0), "test": (test, 1)}
+        at_least = {"num_examples": (num_examples, 1), "validation": (validation, 0), "test": (test, 0)}
         at_least |= {"batch_size": (batch_size, 1), "eval_batch_size": (eval_batch_size, 1)}
         for name, (value, least) in at_least.items():
             if value is not None and value < least:
@@ -60,6 +60,10 @@ class FewShotDataModule(LightningDataModule):
         self.num_examples, self.seed, self.style = num_examples, seed, style
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.task: Task = task if isinstance(task, Task) else load_task(task, columns=columns)
+        if test:
+            held_out = self.task.test_examples
+            left = len(self.task.examples) - num_examples - validation if held_out is None else len(held_out)
+            test = min(test, max(left, 1))
         self.splits: Splits = self.task.split(num_examples, validation=validation, test=test, seed=seed)
 
     def template(self, tokenizer: PreTrainedTokenizerBase) -> Template:
@@ -68,16 +72,24 @@ class FewShotDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of the training examples' prompts with answers; shuffled if one batch does not hold them all."""
-        tokenizer = self._tokenizer()
+        trainer = self.trainer
+        if trainer is None:
+            raise RuntimeError("attach this data module to a Trainer first")
+        tokenizer: PreTrainedTokenizerBase = trainer.lightning_module.language_model.tokenizer  # type: ignore
         dataset = encode_training(self.template(tokenizer), self.splits.train)
-        size = self._share(min(self.batch_size or len(dataset), len(dataset)))
-        loader: DataLoader[Any] = DataLoader(
+        size, devices = min(self.batch_size or len(dataset), len(dataset)), trainer.world_size
+        if size % devices:
+            raise UserError(f"a batch of {size} examples cannot be shared evenly by {devices} devices")
+        # The order depends on seed and epoch alone: it survives a resume, and all devices together see one device's.
+        sampler: DistributedSampler[Any] = DistributedSampler(
             dataset,  # type: ignore[arg-type]
-            size,
+            num_replicas=devices,
+            rank=trainer.global_rank,
             shuffle=size < len(dataset),
-            collate_fn=partial(_collate_numbered, pad=pad_token(tokenizer)),
-            generator=torch.Generator().manual_seed(self.seed),
+            seed=self.seed,
         )
+        collate_fn = partial(_collate_numbered, pad=pad_token(tokenizer))
+        loader: DataLoader[Any] = DataLoader(dataset, size // devices, sampler=sampler, collate_fn=collate_fn)  # type: ignore[arg-type]
         return loader
 
     def val_dataloader(self) -> DataLoader[Tensor] | list[Tensor]:
@@ -90,19 +102,6 @@ class FewShotDataModule(LightningDataModule):
 
     def _rows(self, examples: Sequence[Example]) -> DataLoader[Tensor]:
         return DataLoader(torch.arange(len(examples)), self.eval_batch_size)  # type: ignore[arg-type]
-
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
-        if self.trainer is None:
-            raise RuntimeError("attach this data module to a Trainer first")
-        tokenizer: PreTrainedTokenizerBase = self.trainer.lightning_module.language_model.tokenizer  # type: ignore
-        return tokenizer
-
-    def _share(self, batch_size: int) -> int:
-        """Examples per device and step."""
-        devices = self.trainer.world_size if self.trainer is not None else 1
-        if batch_size % devices:
-            raise UserError(f"a batch of {batch_size} examples cannot be shared evenly by {devices} devices")
-        return batch_size // devices
 
 
 def encode_training(template: Template, examples: Sequence[Example]) -> list[tuple[int, Prompt]]:

@@ -1,7 +1,8 @@
-"""Stop when validation no longer improves, and go back to the vectors that did best."""
+"""When to stop: at a low enough training loss, or when held-back examples no longer gain."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,6 +11,22 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
 from laai.module import LAAIModule
+
+
+class StopAtLoss(EarlyStopping):
+    """Stop once the training loss is below a threshold.
+
+    With ten examples there are none to spare for validation. Past this loss the model is sure of every training answer,
+    and further steps fit these ten alone.
+
+    Args:
+        threshold: mean negative log-likelihood per answer token, nats.
+    """
+
+    def __init__(self, threshold: float = 0.1) -> None:
+        super().__init__(
+            "train/loss", stopping_threshold=threshold, patience=sys.maxsize, check_on_train_epoch_end=True
+        )
 
 
 class StopAtBest(EarlyStopping):

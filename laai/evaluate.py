@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from laai.metrics import exact_match, forced_choice
 from laai.prompts import Batch, Prompt, Template, collate, pad_token
@@ -113,17 +116,28 @@ def continuations(
     if shared is not None:
         ids = torch.cat([shared.ids.expand(len(ids), -1), ids], dim=1)
         mask, options = torch.ones_like(ids), {"past_key_values": shared.for_rows(len(ids))}
-    out: Tensor = llm.generate(  # type: ignore[operator]
-        input_ids=ids,
-        attention_mask=mask,
-        **options,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        pad_token_id=pad_token(tokenizer),
-    )
+    with _greedy(llm):
+        out: Tensor = llm.generate(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=mask,
+            **options,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad_token(tokenizer),
+        )
     new = out[:, ids.shape[1] :]
     return list(tokenizer.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+@contextmanager
+def _greedy(llm: nn.Module) -> Iterator[None]:
+    """Without the generation defaults that came with the model: a repetition penalty would punish right answers."""
+    model: Any = llm
+    own = model.generation_config
+    model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id, do_sample=False, num_beams=1)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _generate(
@@ -149,7 +163,7 @@ def _nll_sums(llm: nn.Module, template: Template, prompts: Sequence[Prompt], bat
     sums = [0.0] * len(prompts)
     shared = share_prefix(llm, prompts)
     rests = [shared.without(prompt) for prompt in prompts] if shared else prompts
-    for rows in by_length(rests, batch_size):
+    for rows in by_length(rests, batch_size, equal=shared is not None):
         batch = to_device(collate([rests[i] for i in rows], pad_token(template.tokenizer)), llm)
         for i, total in zip(rows, answer_nll(llm, batch, shared).sum(-1).tolist(), strict=True):
             sums[i] = total
@@ -179,7 +193,8 @@ def _choose(
 def by_length(prompts: Sequence[Prompt], batch_size: int, equal: bool = False) -> Iterator[list[int]]:
     """Batches of row numbers, longest prompts first, so that little is padding and memory fails early if it does.
 
-    With `equal`, the prompts of a batch have one length, answers aside.
+    With `equal`, the prompts of a batch have one length, answers aside: behind a shared beginning padding would stand
+    between real tokens, where sliding windows and MPT's distances count it.
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].prefix) - (not equal) * len(prompts[i].suffix))
     groups = [list(g) for _, g in groupby(order, key=lambda i: len(prompts[i].prefix))] if equal else [order]

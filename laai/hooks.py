@@ -217,12 +217,12 @@ def _hidden(value: Any, where: Where = True) -> Tensor:
         UserError: it is not laid out as (batch, tokens, width), so that `where` could fall on the wrong tokens.
     """
     hidden = value[0] if isinstance(value, tuple | list) else value
-    shape = tuple(hidden.shape) if isinstance(hidden, Tensor) else ()
-    masked = tuple(where.shape[:2]) if isinstance(where, Tensor) else shape[:2]
-    if len(shape) != 3 or masked not in (shape[:2], (1, shape[1])):
-        found = shape or type(hidden).__name__
-        raise UserError(f"cannot steer this architecture: expected a (batch, tokens, width) activation, found {found}")
-    return hidden
+    if isinstance(hidden, Tensor) and hidden.dim() == 3:
+        masked = where.shape[:2] if isinstance(where, Tensor) else hidden.shape[:2]
+        if tuple(masked) in (tuple(hidden.shape[:2]), (1, hidden.shape[1])):
+            return hidden
+    found = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
+    raise UserError(f"cannot steer this architecture: expected a (batch, tokens, width) activation, found {found}")
 
 
 def _replace_hidden(output: Any, hidden: Tensor) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,8 @@ class Intervention(nn.Module):
             raise UserError(f"positions must be one of {', '.join(POSITIONS)}, not {positions!r}")
         self.positions: Positions = positions
         self.scale = float(scale)
+        if not math.isfinite(self.scale):
+            raise UserError(f"scale must be a finite number, not {scale!r}")
         self.preserve_norm = preserve_norm
         self.num_heads = dict(num_heads or {})
         self.metadata: dict[str, Any] = dict(metadata or {})
@@ -61,6 +64,10 @@ class Intervention(nn.Module):
                 raise UserError(f"site must be one of {', '.join(SITES)}, not {site!r}")
             if vector.dim() != 1:
                 raise UserError(f"the vector at {site} {layer} must be 1-D, not of shape {tuple(vector.shape)}")
+            if site == "heads" and ((heads := self.num_heads.get(layer, 1)) < 1 or len(vector) % heads):
+                raise UserError(
+                    f"the vector at heads {layer} of width {len(vector)} cannot be split into {heads} heads"
+                )
             self.vectors[f"{site}_{layer}"] = nn.Parameter(vector.detach().to(torch.float32).clone())
 
     @classmethod

@@ -134,7 +134,7 @@ def _layer_list(root: nn.Module, depths: set[object]) -> nn.ModuleList | None:
 def _per_layer(config: object, key: str, index: int) -> int | None:
     """A configuration value that some architectures (OpenELM, dots.3) state per layer."""
     per_layer = getattr(config, "per_layer_config", None)
-    value = getattr(per_layer[index] if per_layer else config, key, None)
+    value = getattr(per_layer[index] if per_layer and index < len(per_layer) else config, key, None)
     if isinstance(value, list | tuple):
         value = value[index] if index < len(value) else None
     return value if isinstance(value, int) else None

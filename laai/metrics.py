@@ -81,15 +81,15 @@ class PerExample(Metric):
         if values.shape != rows.shape or values.dim() != 1:
             raise ValueError(f"expected values and rows of one shape (n,), found {values.shape} and {rows.shape}")
         self.values.append(values.float())
-        self.rows.append(rows)
+        self.rows.append(rows.to(torch.float32))  # as the empty tensor that stands in on a device without examples
 
     def compute(self) -> Tensor:
         """(n,) one value per example, in the order of their rows; the mean is the metric, see `interval`."""
-        if not self.rows:
+        if len(self.rows) == 0:  # a list, or a tensor once devices are synchronised
             return torch.zeros(0)
         rows, values = dim_zero_cat(self.rows), dim_zero_cat(self.values)
-        _, inverse = torch.unique(rows, return_inverse=True)
-        out = values.new_zeros(int(inverse.max()) + 1)
+        found, inverse = torch.unique(rows, return_inverse=True)
+        out = values.new_zeros(len(found))
         out[inverse] = values
         return out
 

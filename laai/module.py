@@ -24,9 +24,9 @@ from laai.intervention import Intervention
 from laai.layer_choice import choose_layer
 from laai.layers import find_decoder
 from laai.models import LanguageModel, load_model
-from laai.prompts import Batch, Prompt, Template, pad_token
+from laai.prompts import IGNORE, Batch, Prompt, Template, pad_token
 from laai.scores import TaskMetrics
-from laai.steered import SteeredLM, mean_nll
+from laai.steered import SteeredLM
 from laai.words import Positions, Site
 
 
@@ -91,6 +91,7 @@ class LAAIModule(LightningModule):
         """Root mean square of the activation at the site, by layer: the unit of the learning rate."""
         self.strict_loading = False  # checkpoints hold the vectors alone; `on_load_checkpoint` checks those
         self.metrics = TaskMetrics()
+        self._limits: dict[bool, int] = {}
 
     @property
     def intervention(self) -> Intervention:
@@ -131,7 +132,8 @@ class LAAIModule(LightningModule):
             return decoder.steerable(self.site)
         if self.layers == "auto":
             with torch.inference_mode(False), torch.enable_grad():
-                return [choose_layer(self.language_model, self.site, self.positions, prompts)]
+                layer = choose_layer(self.language_model, self.site, self.positions, prompts)
+            return [self.trainer.strategy.broadcast(layer)]  # devices may round differently
         layers = [self.layers] if isinstance(self.layers, int) else list(self.layers)
         if not layers or len(set(layers)) != len(layers):
             raise UserError(f"layers must be auto, all, a number or a list of different numbers, found {layers}")
@@ -170,8 +172,9 @@ class LAAIModule(LightningModule):
         """The vectors with the settings of their training in their metadata."""
         names = ("site", "positions", "init", "source", "init_scale", "l1", "group_l2")
         training = {name: getattr(self, name) for name in names} | {"steps": self.trainer.global_step}
+        training |= {"init": "given"} if self.given_start is not None else {}
         training |= {"task": self.data.task.name, "num_examples": self.data.num_examples, "seed": self.data.seed}
-        training |= {"style": self.data.style}
+        training |= {"style": self.data.style} | ({"init": "given"} if self.given_start is not None else {})
         self.intervention.metadata["training"] = training
         return self.intervention
 
@@ -186,8 +189,10 @@ class LAAIModule(LightningModule):
 
     def training_step(self, batch: Batch) -> Tensor:
         """Mean negative log-likelihood of the batch's answer tokens."""
-        loss = mean_nll(self.steered(batch), batch.labels)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.rows))
+        # Devices average their gradients: dividing by the mean number of tokens on a device weighs all tokens equally.
+        tokens = self.trainer.strategy.reduce((batch.labels != IGNORE).sum().float(), reduce_op="mean")
+        loss: Tensor = self.steered(batch).sum() / tokens
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.rows), sync_dist=True)
         return loss
 
     def optimizer_step(
@@ -224,7 +229,9 @@ class LAAIModule(LightningModule):
     def _measure(self, rows: Tensor, validation: bool) -> None:
         examples = self.data.splits.validation if validation else self.data.splits.test
         chosen = [(row, examples[row]) for row in rows.tolist()]
-        limit, size = answer_limit(self.template, examples), self.data.eval_batch_size
+        if validation not in self._limits:
+            self._limits[validation] = answer_limit(self.template, examples)
+        limit, size = self._limits[validation], self.data.eval_batch_size
         self.metrics.update(measure(self.steered.llm, self.template, chosen, max_new_tokens=limit, batch_size=size))
 
     def on_validation_epoch_end(self) -> None:

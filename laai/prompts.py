@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from laai.errors import UserError
 from laai.tasks import Example, Task
 from laai.words import STYLES, Style
 
+_PROBE = "(answer)"  # a turn that is looked for in a chat template's output
 IGNORE = -100
 """Label of a position whose next token is not part of the answer (the value that PyTorch's losses ignore)."""
 
@@ -91,11 +93,17 @@ class Template:
             raise UserError(f"the prompt style must be one of {', '.join(STYLES)}, not {self.style!r}")
         if self.style == "chat" and not self.tokenizer.chat_template:
             raise UserError("this tokenizer has no chat template; use the plain prompt style")
+        if not self.terminator:
+            raise UserError("this chat template ends no turn and there is no end token; use the plain prompt style")
 
-    @property
+    @cached_property
     def terminator(self) -> str:
-        """What ends an answer: a new line, or in a chat the end-of-turn token."""
-        return "\n" if self.style == "plain" else str(self.tokenizer.eos_token)
+        """What ends an answer: a new line; in a chat what the template ends a turn with, else the end token."""
+        if self.style == "plain":
+            return "\n"
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
+        text = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+        return next(iter(text.rpartition(_PROBE)[2].split()), self.tokenizer.eos_token or "")
 
     def prompt_text(self, query: str, demonstrations: Sequence[Example] = ()) -> str:
         """The prompt up to where the answer is to start."""
@@ -162,7 +170,7 @@ def collate(prompts: Sequence[Prompt], pad: int, rows: Sequence[int] | None = No
     before, after = max(len(p.prefix) for p in prompts), max(len(p.suffix) for p in prompts)
 
     def table(lines: list[list[int]]) -> Tensor:
-        return torch.tensor(lines, dtype=torch.int64).view(len(lines), -1)
+        return torch.tensor(lines, dtype=torch.int64)
 
     left = [before - len(p.prefix) for p in prompts]
     right = [after - len(p.suffix) for p in prompts]

@@ -54,11 +54,15 @@ def write_results(path: Path, facts: Mapping[str, Any], rows: Sequence[Scores], 
 
 
 def answers_markdown(examples: Sequence[Example], answers: Mapping[str, Sequence[Measured]], limit: int = 12) -> str:
-    """Sample answers of several methods side by side, in Markdown; exact matches are bold."""
+    """Sample answers of several methods side by side, in Markdown; exact matches are bold.
+
+    Examples that another device measured are left out.
+    """
     by_row = {name: {m.row: m for m in measured} for name, measured in answers.items()}
     lines = [f"| input | expected | {' | '.join(by_row)} |", "| --- " * (2 + len(by_row)) + "|"]
-    for row, example in list(enumerate(examples))[:limit]:
-        given = [measured[row] for measured in by_row.values() if row in measured]
+    here = [row for row in range(len(examples)) if all(row in measured for measured in by_row.values())]
+    for row in here[:limit]:
+        example, given = examples[row], [measured[row] for measured in by_row.values()]
         cells = [example.input, example.output, *(f"**{m.answer}**" if m.exact else m.answer for m in given)]
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
     return "\n".join(lines)

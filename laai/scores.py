@@ -20,7 +20,7 @@ class Scores:
     Attributes:
         exact_match, exact_match_low, exact_match_high: share of exact matches and its 95% bootstrap interval.
         choice_accuracy, choice_accuracy_mean: forced choice by option likelihood, summed and averaged over the option's
-            tokens; None for tasks without choices.
+            tokens, over the examples with choices; None where there are none.
         nll: mean over examples of the mean negative log-likelihood per answer token, nats.
         n: examples.
         prompt_tokens: mean tokens in a prompt.
@@ -57,21 +57,22 @@ class TaskMetrics(nn.Module):
         self._add(self.nll, [(m.row, m.nll) for m in measured])
         self._add(self.tokens, [(m.row, m.prompt_tokens) for m in measured])
         self._add(self.ms, [(m.row, 1000 * m.seconds) for m in measured])
-        self._add(self.choice_sum, [(m.row, m.choice_sum) for m in measured if m.choice_sum is not None])
-        self._add(self.choice_mean, [(m.row, m.choice_mean) for m in measured if m.choice_mean is not None])
+        # NaN for an example without choices: every device updates every metric, as all must join to gather one.
+        for metric, name in ((self.choice_sum, "choice_sum"), (self.choice_mean, "choice_mean")):
+            self._add(metric, [(m.row, math.nan if (v := getattr(m, name)) is None else v) for m in measured])
 
     def compute(self, method: str) -> Scores:
         """The scores over all devices' examples, each counted once."""
         exact = self.exact.interval()
         mean = {name: getattr(self, name).interval() for name in ("nll", "tokens", "ms")}
-        choices = [m.interval().mean if m.update_called else None for m in (self.choice_sum, self.choice_mean)]
+        choices = [float(metric.compute().nanmean()) for metric in (self.choice_sum, self.choice_mean)]
         return Scores(
             method=method,
             exact_match=exact.mean,
             exact_match_low=exact.low,
             exact_match_high=exact.high,
-            choice_accuracy=choices[0],
-            choice_accuracy_mean=choices[1],
+            choice_accuracy=None if math.isnan(choices[0]) else choices[0],
+            choice_accuracy_mean=None if math.isnan(choices[1]) else choices[1],
             nll=mean["nll"].mean,
             n=exact.n,
             prompt_tokens=mean["tokens"].mean,

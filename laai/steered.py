@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from laai.hooks import Attachment
 from laai.intervention import Intervention
+from laai.layers import unwrap
 from laai.positions import prompts_of
 from laai.prompts import IGNORE, Batch
 from laai.shared_prefix import SharedPrefix
@@ -72,7 +73,7 @@ def last_logits(llm: nn.Module, ids: Tensor, mask: Tensor, keep: int, shared: Sh
 
     Position ids follow the mask: without them left padding shifts learned positions.
     """
-    accepted = inspect.signature(llm.forward).parameters
+    accepted = inspect.signature(unwrap(llm).forward).parameters  # PEFT's own forward names few of them
     options: dict[str, Any] = {"use_cache": False}
     if shared is not None:
         options = {"use_cache": True, "past_key_values": shared.for_rows(len(ids))}

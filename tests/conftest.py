@@ -1,13 +1,217 @@
-"""Fixtures that several test modules share."""
+"""Fixtures that many tests share: a tiny language model with a tokenizer of its own, small tasks, a quiet trainer."""
 
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+
+import lightning.pytorch as pl
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import laai
+import train
+from cast import CastStart
+from laai.data import FewShotDataModule
+from laai.models import LanguageModel
+from laai.module import LAAIModule
+from laai.tasks import Example, Task
+from tests.tiny_models import shared
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+WORDS = """
+amber birch cedar delta ember fjord grove haven ivory jetty karst lemon maple night ocean pearl quartz river stone tulip
+umber violet willow xenon yarrow zephyr acorn breeze copper dune elder flint glade heron indigo juniper kelp larch
+meadow nectar
+"""
 
 
-@pytest.fixture(scope="module")
+def pytest_configure(config):
+    """Our own code calls nothing that is deprecated; what libraries do among themselves is theirs."""
+    for kind in ("DeprecationWarning", "FutureWarning"):
+        config.addinivalue_line("filterwarnings", f"error::{kind}:(laai|cast|train)")
+
+
+@pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """For tiny models: with two threads, each small product spends its time waiting for the other one."""
+    """Tiny models run no faster on more, and sums come in one order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def quiet_lightning():
+    """Advice of Lightning that does not concern tests."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        yield
+
+
+def word_examples(choices: bool = True) -> list[Example]:
+    """Forty words; the answer is a colour by the word's first letter, so that there is something to learn."""
+    options = ("red", "dark blue")
+    return [
+        Example(word, options[word[0] < "n"], options if choices else None)
+        for word in WORDS.split()
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def word_task():
+    return Task("colours", tuple(word_examples()), instruction="Name the colour.")
+
+
+@pytest.fixture(scope="session")
+def word_file(tmp_path_factory, word_task):
+    """The same task as JSONL (without its instruction, which a bare file cannot hold)."""
+    path = tmp_path_factory.mktemp("tasks") / "colours.jsonl"
+    rows = [{"input": e.input, "output": e.output, "choices": list(e.choices)} for e in word_task.examples]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def byte_level_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on the task's own text."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=340, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    text = [f"Name the colour.\n\nQ: {e.input}\nA: {e.output}\n\n" for e in word_examples()]
+    core.train_from_iterator(text, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=SPECIAL[2])
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A random three-layer Llama and its tokenizer, to be named by path: `--model.base_model`."""
+    folder, tokenizer = tmp_path_factory.mktemp("models") / "tiny", byte_level_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, bos_token_id=0, eos_token_id=2, pad_token_id=2,
+    )  # fmt: skip
+    llm = LlamaForCausalLM(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in llm.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + 0.3 * noise if parameter.dim() == 1 else 0.25 * noise)
+    llm.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder):
+    """The tiny `LanguageModel`; tests leave it as they found it."""
+    return laai.load_model(str(tiny_folder))
+
+
+@pytest.fixture(scope="session")
+def default_model():
+    return laai.load_model("default")
+
+
+@pytest.fixture
+def weights():
+    """A function that copies all parameters and buffers of a model, to compare bitwise."""
+    return lambda llm: {name: value.clone() for name, value in llm.state_dict().items()}
+
+
+@pytest.fixture
+def words_data(word_task):
+    """A function that makes the data module of the word task."""
+
+    def make(num_examples=6, test=5, **options):
+        return FewShotDataModule(word_task, num_examples, test=test, **options)
+
+    return make
+
+
+@pytest.fixture
+def quiet_trainer(tmp_path, monkeypatch):
+    """A function that makes a trainer on the CPU that writes below a temporary working directory, if at all."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch.utilities.rank_zero"), "level", logging.WARNING)
+
+    def make(**options):
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        quiet |= {"enable_model_summary": False, "accelerator": "cpu", "devices": 1, "max_epochs": -1, "max_steps": 3}
+        return pl.Trainer(**(quiet | options))
+
+    return make
+
+
+@pytest.fixture
+def learn(tiny, words_data, quiet_trainer):
+    """Fit a module on the tiny model; returns it, detached, as the LLM is shared."""
+
+    def run(steps=3, data=None, callbacks=(), ckpt_path=None, trainer=None, given=None, model=tiny, **options):
+        module = LAAIModule(**({"init": "zero"} | options))
+        module.language_model, module.given_start = model, given
+        trainer = trainer or quiet_trainer(max_steps=steps, callbacks=[CastStart(), *callbacks])
+        try:
+            trainer.fit(module, datamodule=data or words_data(), ckpt_path=ckpt_path)
+        finally:
+            if hasattr(module, "steered"):
+                module.steered.detach()
+        return module
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def character_model():
+    """A function that gives the `LanguageModel` of one of the tiny architectures, one token a character."""
+    letters = [*SPECIAL, *"abcdefghijklmnopqrstuvwxyzQA:>-Ġ.Ċ0123456789"]
+    core = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=SPECIAL[2])
+    return lambda name: LanguageModel(shared(name), tokenizer, name)
+
+
+@pytest.fixture(scope="session")
+def letter_task():
+    """Short queries of many lengths, for models that read 64 tokens; some examples have choices of their own."""
+    words = ["a", "cat", "dogs", "e", "fowl", "gnu", "hi", "ibexes", "jay", "koi", "lamb", "mole"]
+    choices = [("be", "x"), None, ("xyz", "be", "o")]
+    examples = tuple(
+        Example(word, ("be", "o", "xyz")[i % 3], options if (options := choices[i % 3]) else None)
+        for i, word in enumerate(words)
+    )
+    return Task("letters", examples, input_prefix="", answer_prefix=">")
+
+
+@pytest.fixture
+def run_train(tiny_folder, word_file, tmp_path, monkeypatch):
+    """A function that runs train.py's command line in a temporary working directory; returns the run's folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = rank_zero.level
+
+    def run(*arguments, tiny=True):
+        named = ["--model.base_model", str(tiny_folder), "--data.task", str(word_file), "--data.test", "7"]
+        named += ["--data.num_examples", "6", "--trainer.max_steps", "3"]
+        before = set(tmp_path.glob("lightning_logs/version_*"))
+        train.main([*(named if tiny else []), "--trainer.accelerator", "cpu", *arguments])
+        (made,) = set(tmp_path.glob("lightning_logs/version_*")) - before
+        return made
+
+    yield run
+    rank_zero.setLevel(level)

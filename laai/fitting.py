@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 
 from laai.data import FewShotDataModule
-from laai.early_stopping import StopAtBest
+from laai.early_stopping import StopAtBest, StopAtLoss
 from laai.intervention import Intervention
 from laai.models import LanguageModel
 from laai.module import LAAIModule
@@ -24,7 +24,8 @@ def fit(
     num_examples: int = 10,
     *,
     init: Intervention | str | Path = "zero",
-    steps: int = 10,
+    steps: int = 30,
+    stop_at_loss: float = 0.1,
     seed: int = 0,
     validation: int = 0,
     batch_size: int | None = None,
@@ -39,9 +40,10 @@ def fit(
         task: a `Task`, or what `load_task` takes.
         num_examples: labelled training examples.
         init: an intervention to start from (a CAST vector, say), `zero`, `random`, or the path of a file.
-        steps: optimiser steps; unless `trainer` is given.
+        steps: optimiser steps at most; unless `trainer` is given.
+        stop_at_loss: stop before that once the training loss is below this; where there are no validation examples.
         seed: draws the examples.
-        validation: further examples held back for early stopping.
+        validation: further examples held back for early stopping by the default trainer.
         batch_size: examples per step; None for all.
         trainer: a Lightning trainer of one's own; default: one on the best single device that writes nothing.
         callbacks: for the default trainer.
@@ -53,11 +55,12 @@ def fit(
     Raises:
         UserError: the task is too small, or an option does not fit the model.
     """
-    data = FewShotDataModule(task, num_examples, seed=seed, validation=validation, batch_size=batch_size)
+    data = FewShotDataModule(task, num_examples, seed=seed, validation=validation, test=0, batch_size=batch_size)
     given = init if isinstance(init, Intervention) else None
     module = LAAIModule(base_model=model.name, init="zero" if given is not None else str(init), **options)
     module.language_model, module.given_start = model, given
-    trainer = trainer or _quiet_trainer(steps, [*callbacks, StepProgress()] + [StopAtBest()] * (validation > 0))
+    stop = StopAtBest() if validation else StopAtLoss(stop_at_loss)
+    trainer = trainer or _quiet_trainer(steps, [*callbacks, StepProgress(), stop])
     device = next(model.llm.parameters()).device
     try:
         trainer.fit(module, datamodule=data)
@@ -65,7 +68,7 @@ def fit(
         if hasattr(module, "steered"):
             module.steered.detach()
         torch.nn.Module.to(model.llm, device)  # Lightning leaves the model where it trained it, or moves it to the CPU
-    return module.learned()
+    return module.learned().to(device)
 
 
 def _quiet_trainer(steps: int, callbacks: Sequence[pl.Callback]) -> pl.Trainer:

@@ -1,0 +1,167 @@
+"""Measuring against loops by hand: one prompt at a time, no cache, no padding, no sharing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from laai import evaluate
+from laai.evaluate import answer_limit, by_length, measure
+from laai.intervention import Intervention
+from laai.prompts import Template
+from tests.tiny_models import random_vectors, steered_by_hand
+
+ARCHITECTURES = ("llama", "mistral", "gemma2", "gpt2", "gpt_neox", "bloom", "falcon", "mpt")
+POSITIONS = ("last_prompt", "generated", "all")
+CLOSE = {"rel": 1e-4, "abs": 1e-4}
+
+
+def columns(positions, prompt, length):
+    return {"last_prompt": [prompt - 1], "generated": range(prompt - 1, length), "all": range(length)}[positions]
+
+
+@torch.no_grad()
+def logits_by_hand(model, ids, prompt, vectors, positions):
+    with steered_by_hand(model.llm, model.name, vectors, [columns(positions, prompt, len(ids))]):
+        return model.llm(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+
+
+def nll_by_hand(model, prompt, vectors, positions):
+    ids = [*prompt.prompt, *prompt.answer]
+    logs = logits_by_hand(model, ids, len(prompt.prompt), vectors, positions).log_softmax(-1)
+    return [-float(logs[len(prompt.prompt) - 1 + j, token]) for j, token in enumerate(prompt.answer)]
+
+
+def greedy_by_hand(model, prompt, new, vectors, positions):
+    ids = list(prompt.prompt)
+    for _ in range(new):
+        ids.append(int(logits_by_hand(model, ids, len(prompt.prompt), vectors, positions)[-1].argmax()))
+    return ids[len(prompt.prompt) :]
+
+
+def measure_by_hand(model, template, examples, shots=(), vectors=None, positions="all"):
+    """(first line, exact match, mean NLL, choice by sum, choice by mean, prompt tokens) of each example."""
+    vectors, rows = vectors or {}, []
+    limit = max(len(template.encode(e.input, answer=e.output).answer) for e in examples)
+    for e in examples:
+        prompt = template.encode(e.input, shots, e.output)
+        text = model.tokenizer.decode(
+            greedy_by_hand(model, prompt, limit, vectors, positions), skip_special_tokens=True
+        ).strip()
+        line = text.split("\n")[0].strip()
+        nll = nll_by_hand(model, prompt, vectors, positions)
+        sums, means = None, None
+        if e.choices:
+            options = [template.encode(e.input, shots, o, terminate=False) for o in e.choices]
+            nlls = [nll_by_hand(model, o, vectors, positions) for o in options]
+            sums = min(range(len(nlls)), key=lambda i: sum(nlls[i])) == e.choices.index(e.output)
+            means = min(range(len(nlls)), key=lambda i: sum(nlls[i]) / len(nlls[i])) == e.choices.index(e.output)
+        rows.append((line, line == e.output, sum(nll) / len(nll), sums, means, len(prompt.prompt)))
+    return rows
+
+
+def assert_same(measured, by_hand):
+    assert [m.row for m in measured] == list(range(len(by_hand)))
+    for m, (line, exact, nll, sums, means, length) in zip(measured, by_hand, strict=True):
+        assert m.nll == pytest.approx(nll, **CLOSE)
+        assert (m.answer, m.exact, m.choice_sum, m.choice_mean, m.prompt_tokens) == (line, exact, sums, means, length)
+        assert m.seconds > 0
+
+
+def numbered(examples):
+    return list(enumerate(examples))
+
+
+@pytest.mark.parametrize("shots", [0, 3])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_measure_equals_loops_by_hand(character_model, letter_task, name, shots):
+    model = character_model(name)
+    template, examples = Template(model.tokenizer, letter_task), letter_task.examples[3:]
+    demonstrations = letter_task.examples[:shots]
+    measured = measure(model.llm, template, numbered(examples), demonstrations, batch_size=4)
+    assert_same(measured, measure_by_hand(model, template, examples, demonstrations))
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2", "bloom", "mpt"])
+def test_steered_behind_a_shared_beginning(character_model, letter_task, monkeypatch, name, positions):
+    model = character_model(name)
+    template, examples, shots = (
+        Template(model.tokenizer, letter_task),
+        letter_task.examples[3:],
+        letter_task.examples[:3],
+    )
+    vectors = random_vectors(name, [("residual", 0), ("heads", 1)], 0.5)
+    with Intervention(vectors, positions=positions).on(model):
+        shared = measure(model.llm, template, numbered(examples), shots, batch_size=4)
+        monkeypatch.setattr(evaluate, "share_prefix", lambda *_: None)
+        unshared = measure(model.llm, template, numbered(examples), shots, batch_size=4)
+    by_hand = measure_by_hand(model, template, examples, shots, vectors, positions)
+    assert_same(unshared, by_hand)
+    assert_same(shared, by_hand)
+
+
+def test_batches_do_not_change_what_is_measured(tiny, word_task):
+    template, examples = Template(tiny.tokenizer, word_task), numbered(word_task.examples[:9])
+    one, all_at_once = (measure(tiny.llm, template, examples, batch_size=size) for size in (1, 100))
+    for a, b in zip(one, all_at_once, strict=True):
+        assert a.nll == pytest.approx(b.nll, **CLOSE)
+        assert (a.answer, a.choice_sum, a.choice_mean) == (b.answer, b.choice_sum, b.choice_mean)
+    assert measure(tiny.llm, template, []) == []
+    assert measure(tiny.llm, template, examples[4:5])[0].nll == pytest.approx(one[4].nll, **CLOSE)
+
+
+def test_generation_is_greedy_whatever_the_model_ships_as_default(character_model, letter_task, monkeypatch):
+    """Chat models come with sampling and repetition penalties, which would change answers seen in demonstrations."""
+    model = character_model("llama")
+    template, examples, shots = (
+        Template(model.tokenizer, letter_task),
+        letter_task.examples[3:],
+        letter_task.examples[:3],
+    )
+    by_hand = measure_by_hand(model, template, examples, shots)
+    before = model.llm.generation_config
+    changed = type(before)(**(before.to_dict() | {"repetition_penalty": 5.0, "do_sample": True, "temperature": 3.0}))
+    changed.suppress_tokens = [int(greedy_by_hand(model, template.encode("a", shots), 1, {}, "all")[0])]
+    monkeypatch.setattr(model.llm, "generation_config", changed)
+    assert_same(measure(model.llm, template, numbered(examples), shots), by_hand)
+    assert model.llm.generation_config is changed
+
+
+def test_an_answer_that_goes_on_is_no_match(tiny, word_task):
+    template = Template(tiny.tokenizer, word_task)
+    longest = max(len(template.encode(e.input, answer=e.output).answer) for e in word_task.examples)
+    assert answer_limit(template, word_task.examples) == longest
+    assert longest >= 3, "'dark blue' and its terminator"
+
+
+def test_batches_by_length():
+    from laai.prompts import Prompt
+
+    prompts = [Prompt((1,) * n, (1,) * (1 + n % 2)) for n in (3, 0, 7, 3, 5)]
+    assert list(by_length(prompts, 2)) == [[2, 4], [0, 3], [1]]
+    assert list(by_length(prompts, 2, equal=True)) == [[2], [4], [0, 3], [1]]
+
+
+def test_chat_prompts_by_hand(tiny, word_task):
+    template, examples = Template(tiny.tokenizer, word_task, "chat"), word_task.examples[:4]
+    shots = word_task.examples[4:6]
+    measured = measure(tiny.llm, template, numbered(examples), shots)
+    for m, e in zip(measured, examples, strict=True):
+        text = tiny.tokenizer.apply_chat_template(
+            [
+                {"role": "system", "content": word_task.instruction},
+                *(turn for s in shots for turn in (
+                    {"role": "user", "content": s.input}, {"role": "assistant", "content": s.output}
+                )),
+                {"role": "user", "content": e.input},
+            ],
+            tokenize=False, add_generation_prompt=True,
+        )  # fmt: skip
+        prompt = tiny.tokenizer.encode(text, add_special_tokens=False)
+        answer = tiny.tokenizer.encode(f"{e.output}<|im_end|>", add_special_tokens=False)
+        with torch.no_grad():
+            logs = tiny.llm(input_ids=torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+        nll = -sum(float(logs[len(prompt) - 1 + j, t]) for j, t in enumerate(answer)) / len(answer)
+        assert m.nll == pytest.approx(nll, **CLOSE)
+        assert m.prompt_tokens == len(prompt)

@@ -1,0 +1,126 @@
+"""Metrics: answers, options, intervals, and each example once on however many devices."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from laai.metrics import PerExample, bootstrap_interval, exact_match, forced_choice
+
+
+@pytest.mark.parametrize(
+    ("generated", "expected", "right"),
+    [
+        ("cold", "cold", True),
+        (" cold \nQ: next", "cold", True),
+        ("\n\n cold\n", " cold ", True),
+        ("two words\r\nmore", "two words", True),
+        ("été\n", "été", True),
+        ("Cold", "cold", False),
+        ("cold.", "cold", False),
+        ("colder", "cold", False),
+        ("not\ncold", "cold", False),
+        ("", "cold", False),
+        (" \n", "cold", False),
+    ],
+)
+def test_exact_match(generated, expected, right):
+    assert exact_match(generated, expected) is right
+
+
+def test_forced_choice_takes_the_likeliest():
+    assert forced_choice([3.0, 1.0, 2.0]) == 1
+    assert forced_choice([4.0, 3.0], [4, 2]) == 0  # 1.0 against 1.5 nats a token
+    assert forced_choice([4.0, 3.0], [1, 1]) == 1
+    assert forced_choice([2.0, 2.0]) == 0
+    with pytest.raises(ValueError, match="shorter"):
+        forced_choice([1.0, 2.0], [1])
+
+
+def test_interval_of_proportions_is_near_the_binomial_one():
+    for rate, n in ((0.5, 400), (0.2, 400), (0.9, 1000)):
+        values = (torch.arange(n) < rate * n).float()
+        found, half = bootstrap_interval(values), 1.96 * math.sqrt(rate * (1 - rate) / n)
+        assert found.mean == pytest.approx(rate)
+        assert found.n == n
+        assert found.low == pytest.approx(rate - half, abs=0.15 * half)
+        assert found.high == pytest.approx(rate + half, abs=0.15 * half)
+
+
+def test_interval_covers_the_truth_in_about_95_of_100_samples():
+    generator = torch.Generator().manual_seed(0)
+    samples = (torch.rand(300, 80, generator=generator) < 0.3).float()
+    intervals = [bootstrap_interval(sample, resamples=500) for sample in samples]
+    covered = sum(i.low <= 0.3 <= i.high for i in intervals) / len(intervals)
+    assert 0.90 <= covered <= 0.98
+
+
+def test_interval_is_repeatable_and_leaves_the_global_generator_alone():
+    values, state = torch.rand(20), torch.get_rng_state()
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+    assert bootstrap_interval(values, seed=1) != bootstrap_interval(values)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_interval_of_little():
+    assert bootstrap_interval(torch.ones(1)) == (1.0, 1.0, 1.0, 1)
+    empty = bootstrap_interval(torch.zeros(0))
+    assert empty.n == 0
+    assert all(math.isnan(x) for x in empty[:3])
+
+
+def test_repeats_count_once_and_rows_come_in_order():
+    metric = PerExample()
+    metric.update(torch.tensor([3.0, 1.0, 1.0]), torch.tensor([30, 10, 10]))
+    metric.update(torch.tensor([2.0, 3.0]), torch.tensor([20, 30]))
+    assert metric.compute().tolist() == [1.0, 2.0, 3.0]
+    assert metric.interval().mean == 2.0
+    assert metric.interval().n == 3
+    metric.reset()
+    assert metric.compute().shape == (0,)
+    metric.update(torch.zeros(0), torch.zeros(0, dtype=torch.long))
+    assert metric.interval().n == 0
+
+
+def test_shapes_must_agree():
+    for values, rows in ((torch.ones(2), torch.tensor([1])), (torch.ones(1, 2), torch.ones(1, 2))):
+        with pytest.raises(ValueError, match="one shape"):
+            PerExample().update(values, rows)
+
+
+WORKER = """
+import sys
+import torch
+from laai.metrics import PerExample
+
+rank, file, share = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+metric = PerExample()
+rows = torch.arange(7)
+mine = {"even": rows[rank::2], "uneven": rows[:5] if rank else rows[4:], "alone": rows if rank else rows[:0]}[share]
+if len(mine):
+    for part in mine.split(2):
+        metric.update((part * part).float(), part)
+print(metric.compute().tolist(), tuple(metric.interval()))
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("share", ["even", "uneven", "alone"])
+def test_two_processes_equal_one(tmp_path, share):
+    one = PerExample()
+    one.update((torch.arange(7) ** 2).float(), torch.arange(7))
+    expected = f"{one.compute().tolist()} {tuple(one.interval())}"
+    command = [sys.executable, "-W", "ignore", "-c", WORKER]
+    workers = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "meet"), share], stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    try:
+        outputs = [worker.communicate(timeout=120)[0].strip() for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert outputs == [expected] * 2

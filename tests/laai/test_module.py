@@ -1,0 +1,162 @@
+"""`LAAIModule`: what it learns, what it leaves alone, and what its checkpoints hold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from cast import CastStart, extract, extract_own
+from laai.errors import UserError
+from laai.intervention import Intervention
+from laai.module import LAAIModule
+from laai.prompts import Template
+
+
+class Losses(Callback):
+    """The loss of every step."""
+
+    def __init__(self):
+        self.values = []
+
+    def on_train_batch_end(self, trainer, module, outputs, *_):
+        self.values.append(float(outputs["loss"]))
+
+
+def vectors(module):
+    return {key: value.detach().clone() for key, value in module.intervention.items()}
+
+
+def assert_close(a, b, **tolerance):
+    assert a.keys() == b.keys()
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], **tolerance)
+
+
+@pytest.mark.parametrize("site", ["heads", "residual"])
+@pytest.mark.parametrize("positions", ["last_prompt", "generated", "all"])
+def test_loss_goes_down_and_only_vectors_change(learn, tiny, weights, site, positions):
+    before, losses = weights(tiny.llm), Losses()
+    module = learn(steps=8, site=site, layers="all", positions=positions, callbacks=[losses])
+    assert losses.values[-1] < losses.values[0] - 0.05
+    assert all(bool(v.ne(0).any()) for v in vectors(module).values())
+    after = tiny.llm.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(p.requires_grad or p.grad is not None for p in tiny.llm.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny.llm.modules())
+
+
+@pytest.mark.parametrize(("site", "groups"), [("heads", 4), ("residual", 1)])
+def test_penalties_give_the_proximal_point_with_exact_zeros(learn, site, groups):
+    options = {"steps": 1, "site": site, "layers": "all", "optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}
+    module = learn(**options)
+    free, rate = vectors(module), {layer: 0.1 * rms for layer, rms in module.rms.items()}
+    entries = torch.cat([v.abs() / rate[key[1]] for key, v in free.items()])
+    l1 = float(entries.median())
+    for key, v in vectors(learn(l1=l1, **options)).items():
+        expected = free[key].sign() * (free[key].abs() - l1 * rate[key[1]]).clamp_min(0)
+        torch.testing.assert_close(v, expected)
+        assert torch.equal(v == 0, expected == 0)
+    norms = {key: v.view(groups, -1).norm(dim=1, keepdim=True) for key, v in free.items()}
+    strength = float(torch.cat([n / rate[key[1]] for key, n in norms.items()]).median())
+    zeros = 0
+    for key, v in vectors(learn(group_l2=strength, **options)).items():
+        shrunk = (1 - strength * rate[key[1]] / norms[key]).clamp_min(0)
+        torch.testing.assert_close(v.view(groups, -1), free[key].view(groups, -1) * shrunk)
+        zeros += int((v.view(groups, -1) == 0).all(dim=1).sum())
+    assert 0 < zeros < 3 * groups
+
+
+@pytest.mark.parametrize("penalty", ["l1", "group_l2"])
+def test_a_strong_penalty_leaves_exactly_nothing(learn, penalty):
+    module = learn(steps=5, layers="all", **{penalty: 50.0})
+    assert all(bool((v == 0).all()) for v in vectors(module).values())
+
+
+def test_zero_steps_of_each_init(learn, tiny, words_data, word_task, tmp_path):
+    """With a rate of zero the vectors stay where they start."""
+    data, still = words_data(), {"optimizer": lambda p: torch.optim.SGD(p, lr=0.0), "layers": "all", "steps": 1}
+    assert all(bool((v == 0).all()) for v in vectors(learn(init="zero", **still)).values())
+
+    random, again, other = (
+        learn(init="random", init_scale=0.7, data=words_data(seed=seed), **still) for seed in (0, 0, 1)
+    )
+    assert_close(vectors(random), vectors(again), rtol=0, atol=0)
+    for key, v in vectors(random).items():
+        assert float(v.norm()) == pytest.approx(0.7 * random.rms[key[1]] * 32**0.5, rel=1e-5)
+        assert not torch.equal(v, vectors(other)[key])
+
+    template = Template(tiny.tokenizer, word_task)
+    own = extract_own(tiny, template, data.splits.train, progress=False)
+    started = learn(init="cast", init_scale=0.5, **still)
+    assert_close(vectors(started), {k: 0.5 * v.detach() for k, v in own.items()})
+    assert started.learned().metadata["start"]["own"] is True
+
+    path = (2 * own).save(tmp_path / "own.safetensors")
+    assert_close(vectors(learn(init=str(path), init_scale=0.25, **still)), {k: 0.5 * v for k, v in own.items()})
+    assert_close(vectors(learn(given=own, **still)), dict(own.items()))
+
+
+def test_cast_start_from_another_task(learn, tiny, word_file, words_data):
+    from laai.tasks import load_task
+
+    module = learn(
+        steps=1, init="cast", init_scale=1.0, source=str(word_file), layers=[0, 2], site="residual",
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.0), data=words_data(seed=3),
+        callbacks=[CastStart(samples=4, shots=2)],
+    )  # fmt: skip
+    expected = extract(
+        tiny, load_task(word_file), samples=4, shots=2, site="residual", layers=[0, 2], seed=3, progress=False
+    )
+    assert_close(vectors(module), dict(expected.items()))
+    start = module.learned().metadata["start"]
+    assert (start["samples"], start["shots"], start["source"]) == (4, 2, "colours")
+
+
+@pytest.mark.parametrize("site", ["heads", "residual"])
+@pytest.mark.parametrize(("layers", "expected"), [(1, [1]), ([2, 0], [0, 2]), ("all", [0, 1, 2]), ("auto", None)])
+def test_layers(learn, site, layers, expected):
+    module = learn(steps=1, site=site, layers=layers)
+    if expected is None:
+        expected = [0, 1, 2] if site == "heads" else module.intervention.layers
+        assert len(expected) == (3 if site == "heads" else 1)
+    assert module.intervention.layers == expected
+    assert module.intervention.sites == [site]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"layers": [3]}, "layers 0 to 2"),
+        ({"layers": [-1]}, "layers 0 to 2"),
+        ({"layers": []}, "layers"),
+        ({"layers": [1, 1]}, "different"),
+        ({"init": "no-such-file"}, "no-such-file"),
+        ({"init": "cast", "source": "no-such-task"}, "no-such-task"),
+        ({"positions": "first"}, "positions"),
+    ],
+)
+def test_bad_options_are_refused_and_leave_no_hooks(learn, tiny, options, match):
+    with pytest.raises(UserError, match=match):
+        learn(**options)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny.llm.modules())
+
+
+@pytest.mark.parametrize("name", ["l1", "group_l2"])
+@pytest.mark.parametrize("value", [-1.0, float("nan")])
+def test_penalties_must_not_be_negative(name, value):
+    with pytest.raises(UserError, match=name):
+        LAAIModule(**{name: value})
+
+
+def test_starts_that_do_not_fit_are_refused(learn, tiny, words_data):
+    start = Intervention.zeros(tiny, "residual", [0])
+    with pytest.raises(UserError, match="no vector"):
+        learn(given=start, site="residual", layers=[0, 1])
+    with pytest.raises(UserError, match="no vector"):
+        learn(given=start, site="heads", layers=[0])
+    foreign = start.with_vectors({("residual", 0): torch.zeros(31)})
+    with pytest.raises(UserError, match="width"):
+        learn(given=foreign, site="residual", layers=[0])
+    with pytest.raises(UserError, match="at least 2"):
+        learn(init="cast", data=words_data(1))

@@ -1,0 +1,181 @@
+"""The command line of train.py on the tiny model: the files a run leaves, and what they are worth."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import yaml
+
+import train
+from laai import cli
+from laai.intervention import Intervention
+
+ROW = {
+    "method", "exact_match", "exact_match_low", "exact_match_high", "choice_accuracy", "choice_accuracy_mean", "nll",
+    "n", "prompt_tokens", "ms_per_query",
+}  # fmt: skip
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def timeless(rows):
+    return [{name: value for name, value in row.items() if name != "ms_per_query"} for row in rows]
+
+
+def assert_same_rows(a, b):
+    for one, other in zip(timeless(a), timeless(b), strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-4)
+
+
+def test_files_of_a_run(run_train, tiny, tiny_folder, capsys):
+    folder = run_train("--data.seed", "4")
+    found = results(folder)
+    assert set(found) == {"task", "base_model", "seed", "num_examples", "rows", "seconds"}
+    facts = (found["task"], found["base_model"], found["seed"], found["num_examples"])
+    assert facts == ("colours", str(tiny_folder), 4, 6)
+    assert [row["method"] for row in found["rows"]] == ["zero-shot", "few-shot", "cast", "laai"]
+    for row in found["rows"]:
+        assert set(row) == ROW
+        assert row["n"] == 7
+        assert 0 <= row["exact_match_low"] <= row["exact_match"] <= row["exact_match_high"] <= 1
+    tokens = [row["prompt_tokens"] for row in found["rows"]]
+    assert tokens[1] > 4 * tokens[0]
+    assert tokens[0] == tokens[2] == tokens[3]
+    nll = {row["method"]: row["nll"] for row in found["rows"]}
+    assert nll["laai"] < nll["zero-shot"]
+    assert all(seconds > 0 for seconds in found["seconds"].values())
+    learned = Intervention.load(folder / "intervention.safetensors", tiny)
+    assert learned.metadata["training"]["steps"] == 3
+    assert learned.metadata["metrics"]["nll"] == nll["laai"]
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("zero-shot", "few-shot", "cast", "laai", str(folder.name)))
+    assert list(folder.glob("events.out.tfevents.*"))
+
+
+def test_the_artefact_gives_its_numbers_again(run_train, word_file, tmp_path):
+    trained = results(run_train("--model.site", "residual", "--model.layers", "1", "--model.positions", "generated"))
+    path = next(tmp_path.glob("lightning_logs/version_*/intervention.safetensors"))
+    cli.main(
+        ["evaluate", "--intervention", str(path), "--task", str(word_file), "--test", "7", "--shots", "6", "--json",
+         "rows.json"]
+    )  # fmt: skip
+    again = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    by_name = {row.pop("method"): row for row in trained["rows"]}
+    names = [row.pop("method") for row in again]
+    assert names == ["zero-shot", "6-shot", "steered"]
+    assert_same_rows(again, [by_name["zero-shot"], by_name["few-shot"], by_name["laai"]])
+
+
+def test_the_saved_configuration_gives_the_numbers_again(run_train):
+    first = run_train("--model.layers", "[0,2]", "--model.l1", "0.01", "--data.batch_size", "4", "--data.seed", "1")
+    config = yaml.safe_load((first / "config.yaml").read_text())
+    assert config["model"]["layers"] == [0, 2]
+    assert config["data"]["batch_size"] == 4
+    second = run_train("--config", str(first / "config.yaml"), tiny=False)
+    assert_same_rows(results(first)["rows"], results(second)["rows"])
+    a, b = (Intervention.load(folder / "intervention.safetensors") for folder in (first, second))
+    for key, vector in a.items():
+        assert torch.equal(vector, b[key])
+
+
+def test_print_config(run_train, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--data.num_examples", "20", "--print_config"])
+    assert not stop.value.code
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["data"]["num_examples"] == 20
+    assert shown["trainer"]["max_steps"] == 10
+    assert {"samples", "shots"} <= set(shown["cast"])
+    assert "optimizer" not in shown, "the optimiser is an option of the model alone"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--data.task", "antonyms"],
+        ["--data.task", "nothing/here.jsonl"],
+        ["--data.num_examples", "1000"],
+        ["--data.num_examples", "0"],
+        ["--data.test", "0"],
+        ["--model.site", "heart"],
+        ["--model.layers", "7"],
+        ["--model.layers", "[0,3]"],
+        ["--model.base_model", "/no/such/model"],
+        ["--model.init", "no-such-file.safetensors"],
+        ["--model.source", "no-such-task"],
+        ["--model.l1", "-1"],
+        ["--trainer.max_steps", "many"],
+        ["--ckpt_path", "no-such-file.ckpt"],
+        ["--config", "no-such-file.yaml"],
+        ["predict"],
+    ],
+)
+def test_a_mistake_ends_in_a_message_and_no_traceback(run_train, capsys, wrong):
+    with pytest.raises(SystemExit) as stop:
+        train.main(wrong) if wrong == ["predict"] else run_train(*wrong)
+    code, err = stop.value.code, capsys.readouterr().err
+    message = code if isinstance(code, str) else err.strip().splitlines()[-1]
+    assert code not in (0, None)
+    assert "error" in message
+    assert "\n" not in message.strip()
+    assert "Traceback" not in err
+
+
+def test_one_example_one_query(run_train):
+    """Nothing to extract from, so there is no row of CAST's."""
+    folder = run_train("--data.num_examples", "1", "--data.test", "1", "--model.init", "zero")
+    rows = results(folder)["rows"]
+    assert [row["method"] for row in rows] == ["zero-shot", "few-shot", "laai"]
+    assert [row["n"] for row in rows] == [1, 1, 1]
+
+
+def test_a_small_task_is_tested_on_what_is_left(run_train, tmp_path):
+    lines = [json.dumps({"input": f"word {i}", "output": "ab"[i % 2]}) for i in range(9)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    rows = results(run_train("--data.task", "mine.jsonl", "--data.test", "100"))["rows"]
+    assert [row["n"] for row in rows] == [3] * 4
+    assert rows[0]["choice_accuracy"] is None
+
+
+def test_validation_stops_early_and_the_checkpoint_is_tested(run_train, tiny, tmp_path, capsys):
+    """With a rate far too high the loss grows, so the best vectors are those of the first step."""
+    options = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "1e4", "--data.validation", "4"]
+    folder = run_train(*options, "--patience", "2", "--trainer.max_steps", "40", "--model.init", "zero")
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert 3 <= checkpoint["global_step"] < 40
+    stopper = next(v for k, v in checkpoint["callbacks"].items() if k.startswith("StopAtBest"))
+    learned = Intervention.load(folder / "intervention.safetensors", tiny)
+    for (site, layer), vector in learned.items():
+        assert torch.equal(vector, stopper["best"][f"steered.intervention.vectors.{site}_{layer}"])
+
+    other = run_train("--model.init", "zero", "--model.layers", "2", "--model.site", "residual")
+    path = str(other / "checkpoints" / "last.ckpt")
+    capsys.readouterr()
+    shared = yaml.safe_load((other / "config.yaml").read_text())
+    train.main(["test", "--config", str(other / "config.yaml"), "--ckpt_path", path])
+    shown = capsys.readouterr().out
+    assert shared["model"]["layers"] == 2
+    nll = next(row for row in results(other)["rows"] if row["method"] == "laai")["nll"]
+    assert f"{nll:.4f}"[:5] in shown
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--trainer.enable_progress_bar", "false"],
+        ["--trainer.enable_checkpointing", "false"],
+        ["--model.style", "chat"],
+        ["--data.style", "chat"],
+        ["--model.dtype", "bfloat16"],
+        ["--model.lr_scheduler", "torch.optim.lr_scheduler.CosineAnnealingLR", "--model.lr_scheduler.T_max", "3"],
+    ],
+)
+def test_options_that_need_care(run_train, options):
+    if options[0] == "--model.style":
+        pytest.skip("an option of the data")
+    rows = results(run_train(*options))["rows"]
+    assert rows[-1]["nll"] < rows[0]["nll"]
