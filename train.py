@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -32,7 +32,7 @@ from laai.monitor import Monitor, log_outcome, log_texts
 from laai.progress import StepProgress
 from laai.report import answers_markdown, markdown_table, print_table, write_results
 
-SUBCOMMANDS = ("fit", "validate", "test", "predict")
+SUBCOMMANDS = ("fit", "validate", "test")
 TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {
         "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
@@ -46,11 +46,24 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 
+class OneLineParser(LightningArgumentParser):
+    """A parser that says what is wrong without the usage of all options."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with one line and exit code 2."""
+        self.exit(2, f"error: {' '.join(message.split())}; see python train.py --help\n")
+
+
 class TrainCLI(LightningCLI):
     """LightningCLI with this project's callbacks; after the fit it tests, prints and writes."""
 
     model: LAAIModule
     datamodule: FewShotDataModule
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, less `predict`: `laai generate` is for that."""
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name in SUBCOMMANDS}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """`--cast.*` sets how another task's CAST vector is extracted; the rest says when to stop."""
@@ -69,12 +82,21 @@ class TrainCLI(LightningCLI):
             stop: pl.Callback = StopAtBest(self._get(self.config, "patience"))
         else:
             stop = StopAtLoss(self._get(self.config, "stop_at_loss"))
-        saver = ModelCheckpoint(save_last=True, filename="{step}")
-        self.trainer_defaults["callbacks"] = [StepProgress(), Monitor(), stop, saver]
+        checkpoint = self._get(self.config, "ckpt_path")
+        if checkpoint and checkpoint.endswith(".ckpt") and not Path(checkpoint).is_file():
+            raise UserError(f"no checkpoint file at {checkpoint}")
+        callbacks: list[pl.Callback] = [Monitor(), stop]
+        if self._get(self.config, "trainer.enable_progress_bar") is not False:
+            callbacks.append(StepProgress())
+        if self._get(self.config, "trainer.enable_checkpointing") is not False:
+            callbacks.append(ModelCheckpoint(save_last=True, filename="{step}"))
+        self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Start the clock."""
+        """Start the clock, unless the run could not be tested."""
+        if not self.datamodule.splits.test:
+            raise UserError("nothing to test on: --data.test must be at least 1")
         self._began = time.perf_counter()
 
     def after_fit(self) -> None:
@@ -127,6 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
             FewShotDataModule,
             seed_everything_default=0,
             trainer_defaults=dict(TRAINER_DEFAULTS),
+            parser_class=OneLineParser,
             auto_configure_optimizers=False,  # the optimiser is the model's: --model.optimizer
             parser_kwargs={"description": __doc__},
             args=None if arguments == sys.argv[1:] else arguments,

@@ -115,7 +115,7 @@ def continuations(
     options = {}
     if shared is not None:
         ids = torch.cat([shared.ids.expand(len(ids), -1), ids], dim=1)
-        mask, options = torch.ones_like(ids), {"past_key_values": shared.for_rows(len(ids))}
+        mask, options = torch.ones_like(ids), {"past_key_values": shared.prefix.expand(len(ids)).continued()}
     with _greedy(llm):
         out: Tensor = llm.generate(  # type: ignore[operator]
             input_ids=ids,

@@ -95,4 +95,4 @@ class PerExample(Metric):
 
     def interval(self) -> Interval:
         """Mean over all devices' examples, with its 95% bootstrap interval."""
-        return bootstrap_interval(self.compute())
+        return bootstrap_interval(self.compute().view(-1))  # torchmetrics makes one value a scalar

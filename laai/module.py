@@ -174,7 +174,7 @@ class LAAIModule(LightningModule):
         training = {name: getattr(self, name) for name in names} | {"steps": self.trainer.global_step}
         training |= {"init": "given"} if self.given_start is not None else {}
         training |= {"task": self.data.task.name, "num_examples": self.data.num_examples, "seed": self.data.seed}
-        training |= {"style": self.data.style} | ({"init": "given"} if self.given_start is not None else {})
+        training |= {"style": self.data.style}
         self.intervention.metadata["training"] = training
         return self.intervention
 

@@ -158,8 +158,13 @@ class Template:
         raise UserError(f"the tokenizer cannot split {text[-20:]!r} from {ending!r}; change the answer prefix")
 
     def _ids(self, text: str) -> list[int]:
-        """A chat template writes its own special tokens."""
-        return list(self.tokenizer.encode(text, add_special_tokens=self.style == "plain"))
+        """A chat template writes its own special tokens. An end token would come between prompt and answer: cut off."""
+        ids = list(self.tokenizer.encode(text, add_special_tokens=self.style == "plain"))
+        if ids and ids[-1] in self.tokenizer.all_special_ids:
+            bare = self.tokenizer.encode(text, add_special_tokens=False)
+            while ids and ids[-1] in self.tokenizer.all_special_ids and ids[-1:] != bare[-1:]:
+                ids.pop()
+        return ids
 
     def _text(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

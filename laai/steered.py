@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
+import logging
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +10,8 @@ from torch.nn import functional
 
 from laai.hooks import Attachment
 from laai.intervention import Intervention
-from laai.layers import unwrap
 from laai.positions import prompts_of
+from laai.prefix import Prefix, position_options, run_prefix
 from laai.prompts import IGNORE, Batch
 from laai.shared_prefix import SharedPrefix
 
@@ -21,17 +20,22 @@ class SteeredLM(nn.Module):
     """Owns the LLM and the vectors, so that one wrapper (DDP, FSDP2) sees both.
 
     The vectors are hooked in for the life of this module: learning, `generate` and evaluation share the same hooks.
+    Where no vector can change the prefix, a batch that comes again has it run once, and each forward runs the suffix.
 
     Args:
         llm: a causal LM; it is frozen here.
         intervention: the vectors; the only parameters that require a gradient.
+        frozen_prefix: False to run prefix and suffix at every forward.
     """
 
-    def __init__(self, llm: nn.Module, intervention: Intervention) -> None:
+    def __init__(self, llm: nn.Module, intervention: Intervention, frozen_prefix: bool = True) -> None:
         super().__init__()
         self.llm = llm.requires_grad_(False).eval()
         self.intervention = intervention
         self._attachment: Attachment | None = intervention.attach(llm)
+        self._freezes = frozen_prefix and intervention.positions != "all"
+        self._frozen: tuple[Tensor, Tensor, Prefix] | None = None
+        self._checked = False
 
     def train(self, mode: bool = True) -> SteeredLM:
         """The LLM stays in eval mode: dropout would make the loss of a frozen model random."""
@@ -47,7 +51,34 @@ class SteeredLM(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Negative log-likelihood of each answer token: (batch, suffix tokens), fp32, 0 where there is no label."""
-        return answer_nll(self.llm, batch)
+        prefix = self._prefix_of(batch) if self._freezes and batch.prefix_ids.shape[1] else None
+        return answer_nll(self.llm, batch) if prefix is None else suffix_nll(self.llm, batch, prefix)
+
+    def _prefix_of(self, batch: Batch) -> Prefix | None:
+        """The batch's prefix, kept from the last forward if that had the same; None where it cannot be continued."""
+        ids, mask = batch.prefix_ids, batch.prefix_mask
+        kept = self._frozen
+        if kept and kept[0].device == ids.device and torch.equal(kept[0], ids) and torch.equal(kept[1], mask):
+            return kept[2]
+        prefix = run_prefix(self.llm, ids, mask)
+        if prefix is not None and not self._checked:
+            self._checked = True
+            with torch.no_grad():
+                apart, whole = suffix_nll(self.llm, batch, prefix), answer_nll(self.llm, batch)
+            tolerance = CLOSE[next(self.llm.parameters()).dtype]
+            prefix = prefix if torch.allclose(apart, whole, rtol=tolerance, atol=tolerance) else None
+        if prefix is None:
+            self._freezes = False
+            logging.getLogger("laai").warning(
+                "this model cannot continue a frozen prefix: every step runs whole prompts"
+            )
+            return None
+        self._frozen = (ids, mask, prefix)
+        return prefix
+
+
+CLOSE = {torch.float32: 1e-3, torch.float16: 1e-1, torch.bfloat16: 3e-1}
+"""By the LLM's dtype: how far the NLL after a frozen prefix may be from that of the whole prompt."""
 
 
 def answer_nll(llm: nn.Module, batch: Batch, shared: SharedPrefix | None = None) -> Tensor:
@@ -63,27 +94,40 @@ def answer_nll(llm: nn.Module, batch: Batch, shared: SharedPrefix | None = None)
     """
     ids = torch.cat([batch.prefix_ids, batch.suffix_ids], dim=1)
     mask = torch.cat([batch.prefix_mask, batch.suffix_mask], dim=1)
+    before = shared.prefix.expand(len(ids)) if shared else None
     with prompts_of(batch.prompt_lengths + (len(shared) if shared else 0)):
-        logits = last_logits(llm, ids, mask, keep=batch.suffix_ids.shape[1], shared=shared)
-    return functional.cross_entropy(logits.float().transpose(1, 2), batch.labels, ignore_index=IGNORE, reduction="none")
+        logits = last_logits(llm, ids, mask, batch.suffix_ids.shape[1], before)
+    return token_nll(logits, batch.labels)
 
 
-def last_logits(llm: nn.Module, ids: Tensor, mask: Tensor, keep: int, shared: SharedPrefix | None = None) -> Tensor:
+def suffix_nll(llm: nn.Module, batch: Batch, prefix: Prefix) -> Tensor:
+    """The same by a forward over the suffix alone, after the batch's own prefix, which is run already."""
+    with prompts_of(batch.prompt_lengths):
+        logits = last_logits(llm, batch.suffix_ids, batch.suffix_mask, batch.suffix_ids.shape[1], prefix)
+    return token_nll(logits, batch.labels)
+
+
+def last_logits(llm: nn.Module, ids: Tensor, mask: Tensor, keep: int, before: Prefix | None = None) -> Tensor:
     """Logits (batch, keep, vocabulary) of the last `keep` columns; the output head runs on those alone where it can.
 
-    Position ids follow the mask: without them left padding shifts learned positions.
+    Args:
+        llm: a causal LM, as it is.
+        ids, mask: (batch, tokens) to run.
+        keep: columns wanted.
+        before: tokens that come before these, run already.
     """
-    accepted = inspect.signature(unwrap(llm).forward).parameters  # PEFT's own forward names few of them
-    options: dict[str, Any] = {"use_cache": False}
-    if shared is not None:
-        options = {"use_cache": True, "past_key_values": shared.for_rows(len(ids))}
-        mask = torch.cat([mask.new_ones(len(ids), len(shared)), mask], dim=1)
-    if "position_ids" in accepted:
-        options["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-    if "logits_to_keep" in accepted:
-        options["logits_to_keep"] = keep
-    logits: Tensor = llm(input_ids=ids, attention_mask=mask, **options).logits
+    whole = mask if before is None else torch.cat([before.mask, mask], dim=1)
+    options = position_options(llm, whole, keep)
+    if "position_ids" in options:
+        options["position_ids"] = options["position_ids"][:, -ids.shape[1] :]
+    cache = {} if before is None else {"past_key_values": before.continued()}
+    logits: Tensor = llm(input_ids=ids, attention_mask=whole, use_cache=bool(cache), **options, **cache).logits
     return logits[:, -keep:]
+
+
+def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy (batch, tokens), fp32, of logits (batch, tokens, vocabulary); 0 at `IGNORE`."""
+    return functional.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")
 
 
 def mean_nll(nll: Tensor, labels: Tensor) -> Tensor:

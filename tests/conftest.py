@@ -151,6 +151,7 @@ def quiet_trainer(tmp_path, monkeypatch):
     def make(**options):
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         quiet |= {"enable_model_summary": False, "accelerator": "cpu", "devices": 1, "max_epochs": -1, "max_steps": 3}
+        quiet["num_sanity_val_steps"] = 0
         return pl.Trainer(**(quiet | options))
 
     return make

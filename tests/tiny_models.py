@@ -74,6 +74,12 @@ def shared(name):
     return build(name)
 
 
+def hooks_of(model):
+    """All hooks on all modules; transformers leaves some of its own for `output_hidden_states`."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [hook for module in model.modules() for kind in kinds for hook in getattr(module, kind).values()]
+
+
 def tokens(rows, length, seed=1):
     """Random ids (rows, length) without the special tokens 0 to 2."""
     return torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))

@@ -12,6 +12,7 @@ from tests.tiny_models import (
     ARCHITECTURES,
     LAYERS,
     build,
+    hooks_of,
     pad,
     positions_of,
     random_vectors,
@@ -25,7 +26,6 @@ from tests.tiny_models import (
 SITES = ("residual", "heads")
 POSITIONS = ("last_prompt", "generated", "all")
 BATCHED = 2e-5  # logits are of size 1.5; other batch shapes add in another order
-pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPTS = (7, 3, 5)  # prompt tokens a row
 EXTRA = 2  # tokens after each prompt
 
@@ -70,7 +70,7 @@ def test_zero_vector_is_the_identity_bitwise(name, site):
 def test_adds_exactly_the_vector_there_and_nothing_elsewhere(name, site, positions):
     model = shared(name)
     ids, mask = pad(rows_of(EXTRA), "left")
-    vector = random_vectors(name, [(site, 1)])
+    vector, hooks = random_vectors(name, [(site, 1)]), hooks_of(model)
     with recorded(model, name) as plain:
         before = forward(model, ids, mask).logits
     lengths = torch.tensor(PROMPTS)
@@ -88,7 +88,7 @@ def test_adds_exactly_the_vector_there_and_nothing_elsewhere(name, site, positio
         assert torch.equal(steered[key], plain[key])
     assert not torch.allclose(during, before, atol=1e-2)
     assert torch.equal(forward(model, ids, mask).logits, before), "removal restores the model"
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert hooks_of(model) == hooks
     assert "generate" not in vars(model)
 
 

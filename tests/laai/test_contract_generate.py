@@ -12,7 +12,6 @@ from laai.intervention import Intervention
 from laai.positions import prompts_of
 from tests.tiny_models import ARCHITECTURES, build, pad, random_vectors, shared, steered_by_hand, tokens
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 POSITIONS = ("last_prompt", "generated", "all")
 SITES = ("residual", "heads")
 PROMPTS, NEW = (6, 3, 5), 4

@@ -10,6 +10,7 @@ from laai.positions import prompts_of
 from tests.tiny_models import (
     ARCHITECTURES,
     build,
+    hooks_of,
     pad,
     positions_of,
     random_vectors,
@@ -19,7 +20,6 @@ from tests.tiny_models import (
     tokens,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 POSITIONS = ("last_prompt", "generated", "all")
 SITES = ("residual", "heads")
 PROMPTS, EXTRA = (6, 3), 2
@@ -188,7 +188,7 @@ def test_compiled_models_are_refused_and_steered_ones_compile():
     for model in (torch.compile(build("llama"), backend="eager"), in_place):
         with pytest.raises(UserError, match=r"torch\.compile"):
             intervention.attach(model)
-        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+        assert not hooks_of(model)
     model = build("llama")
     for positions in POSITIONS:
         torch.compiler.reset()

@@ -10,9 +10,8 @@ from transformers import AutoModel
 from laai.errors import UserError
 from laai.intervention import Intervention
 from laai.models import config_hash
-from tests.tiny_models import build, shared, tokens
+from tests.tiny_models import build, hooks_of, shared, tokens
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 A = {("residual", 0): torch.arange(4.0), ("heads", 1): torch.tensor([1.0, -2.0, 3.0, -4.0])}
 B = {("residual", 0): torch.ones(4), ("residual", 2): torch.full((4,), 0.5)}
 
@@ -118,9 +117,10 @@ def test_zeros_and_random_fit_the_model():
     ],
 )
 def test_refusals(build_it, words):
+    hooks = hooks_of(shared("llama"))
     with pytest.raises(UserError, match=words):
         build_it()
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in shared("llama").modules())
+    assert hooks_of(shared("llama")) == hooks
 
 
 def test_adding_something_else_is_a_type_error():
@@ -132,7 +132,7 @@ def test_a_model_without_a_head_is_refused_and_left_alone():
     model = AutoModel.from_config(build("llama").config)
     with pytest.raises(UserError, match="causal"):
         Intervention({("residual", 0): torch.ones(32)}).attach(model)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert not hooks_of(model)
 
 
 def test_detaching_restores_also_after_an_error_and_keeps_foreign_hooks():
@@ -149,7 +149,7 @@ def test_detaching_restores_also_after_an_error_and_keeps_foreign_hooks():
     with torch.no_grad():
         model(input_ids=tokens(1, 3))
     assert seen == [1]
-    assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()) == 1
+    assert len(hooks_of(model)) == 1
     assert "generate" not in vars(model)
 
 

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback
 from cast import CastStart, extract, extract_own
 from laai.errors import UserError
 from laai.intervention import Intervention
+from laai.models import load_model
 from laai.module import LAAIModule
 from laai.prompts import Template
 
@@ -160,3 +161,49 @@ def test_starts_that_do_not_fit_are_refused(learn, tiny, words_data):
         learn(given=foreign, site="residual", layers=[0])
     with pytest.raises(UserError, match="at least 2"):
         learn(init="cast", data=words_data(1))
+
+
+def test_a_bf16_model_has_fp32_vectors(learn, tiny_folder):
+    model = load_model(str(tiny_folder), dtype="bfloat16")
+    losses = Losses()
+    module = learn(steps=8, model=model, layers="all", callbacks=[losses])
+    assert model.llm.dtype == torch.bfloat16
+    assert all(v.dtype == torch.float32 for v in vectors(module).values())
+    assert losses.values[-1] < losses.values[0] - 0.05
+
+
+def test_the_rate_is_in_units_of_the_activations(learn, tiny, words_data, word_task):
+    """Adam's first step moves each entry by the rate: here 0.25 of the activations' root mean square, taken by hand."""
+    data = words_data()
+    options = {"steps": 1, "layers": "all", "data": data, "optimizer": lambda p: torch.optim.Adam(p, lr=0.25, eps=0.0)}
+    for site in ("residual", "heads"):
+        squares = {}
+        for example in data.splits.train:
+            text = f"Name the colour.\n\nQ: {example.input}\nA:"
+            for layer, block in enumerate(tiny.llm.model.layers):
+                of_layer = squares.setdefault(layer, [])
+                keep = lambda x, to=of_layer: to.append(x[0, -1].square().mean())  # noqa: E731
+                if site == "residual":
+                    handle = block.register_forward_hook(lambda _, __, out, keep=keep: keep(out))
+                else:
+                    handle = block.self_attn.o_proj.register_forward_pre_hook(lambda _, args, keep=keep: keep(args[0]))
+                with torch.no_grad():
+                    tiny.llm(input_ids=torch.tensor([tiny.tokenizer.encode(text)]))
+                handle.remove()
+        module = learn(site=site, **options)
+        for layer, found in squares.items():
+            rms = float(torch.stack(found).mean().sqrt())
+            assert module.rms[layer] == pytest.approx(rms, rel=1e-4)
+            moved = module.intervention[site, layer].detach().abs()
+            torch.testing.assert_close(moved, torch.full_like(moved, 0.25 * rms), rtol=1e-3, atol=0)
+
+
+def test_what_was_learned_says_how(learn, words_data):
+    module = learn(steps=2, site="residual", layers=[1], positions="all", l1=0.1, data=words_data(seed=5))
+    learned = module.learned()
+    training = learned.metadata["training"]
+    expected = {"site": "residual", "positions": "all", "init": "zero", "l1": 0.1, "steps": 2, "task": "colours"}
+    expected |= {"num_examples": 6, "seed": 5, "style": "plain"}
+    assert expected.items() <= training.items()
+    assert learned.metadata["config_hash"] == module.language_model.config_hash
+    assert (learned.positions, learned.scale) == ("all", 1.0)

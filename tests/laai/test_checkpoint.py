@@ -1,0 +1,100 @@
+"""Checkpoints of `LAAIModule`: small, resumable, and refused where they do not belong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from cast import CastStart
+from laai.early_stopping import StopAtBest
+from laai.errors import UserError
+from laai.models import LanguageModel
+from laai.module import LAAIModule
+
+
+@pytest.fixture
+def checkpoint(learn, quiet_trainer, tmp_path):
+    """A function that learns for some steps and returns the module and the file of its last step."""
+
+    def make(steps, callbacks=(), **options):
+        saver = ModelCheckpoint(tmp_path / f"after{steps}", save_last=True)
+        trainer = quiet_trainer(max_steps=steps, enable_checkpointing=True, callbacks=[CastStart(), saver, *callbacks])
+        return learn(trainer=trainer, **options), saver.last_model_path
+
+    return make
+
+
+def assert_equal_vectors(a, b):
+    for key, vector in a.intervention.items():
+        torch.testing.assert_close(vector, b.intervention[key], rtol=0, atol=1e-7)
+
+
+def test_it_holds_vectors_and_optimiser_only(checkpoint, tmp_path):
+    module, path = checkpoint(2, layers="all")
+    found = torch.load(path, weights_only=True)
+    assert set(found["state_dict"]) == {f"steered.intervention.vectors.heads_{i}" for i in range(3)}
+    for name, vector in found["state_dict"].items():
+        assert vector.dtype == torch.float32
+        assert torch.equal(vector, module.intervention.vectors[name.rpartition(".")[2]])
+    assert len(found["optimizer_states"][0]["state"]) == 3
+    assert (tmp_path / "after2" / "last.ckpt").stat().st_size < 40_000
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.parametrize("init", ["zero", "cast"])
+def test_resuming_gives_the_vectors_of_an_uninterrupted_run(learn, checkpoint, words_data, init, batch_size):
+    """With batches of 4 of 6 examples the order of the second epochs counts too."""
+    options = {"init": init, "l1": 0.05, "schedule": "constant"}
+    whole = learn(steps=6, data=words_data(batch_size=batch_size), **options)
+    _, path = checkpoint(4, data=words_data(batch_size=batch_size), **options)
+    resumed = learn(steps=6, data=words_data(batch_size=batch_size), ckpt_path=path, **options)
+    assert resumed.trainer.global_step == 6
+    assert_equal_vectors(whole, resumed)
+
+
+def test_resuming_remembers_the_best_vectors(learn, checkpoint, quiet_trainer, words_data, monkeypatch):
+    scores = [3.0, 1.0, 2.0, 4.0, 5.0]  # of each validation
+    monkeypatch.setattr(LAAIModule, "_log_scores", lambda self, stage: self.log("val/nll", scores.pop(0)))
+    data = words_data(validation=3)
+    stopper = StopAtBest(5)
+    _, path = checkpoint(3, [stopper], data=data)
+    best = {name: vector.clone() for name, vector in stopper.state_dict()["best"].items()}
+    later = StopAtBest(5)
+    trainer = quiet_trainer(max_steps=5, enable_checkpointing=True, callbacks=[CastStart(), later])
+    resumed = learn(trainer=trainer, data=data, ckpt_path=path)
+    for name, vector in resumed.state_dict().items():
+        assert torch.equal(vector, best[name])
+
+
+def test_another_model_is_refused(learn, checkpoint, character_model, tiny):
+    _, path = checkpoint(1)
+    other = LanguageModel(character_model("llama").llm, tiny.tokenizer, "other")
+    assert other.config_hash != tiny.config_hash
+    found = torch.load(path, weights_only=True)
+    found["laai"]["config_hash"] = other.config_hash
+    torch.save(found, path)
+    with pytest.raises(UserError, match="made for"):
+        learn(ckpt_path=path)
+
+
+@pytest.mark.parametrize("change", ["rename", "drop", "add"])
+def test_other_keys_are_refused(learn, checkpoint, change):
+    """Lightning would load what it finds and leave the rest zero, without a word."""
+    _, path = checkpoint(1, layers="all")
+    found = torch.load(path, weights_only=True)
+    state = found["state_dict"]
+    name = "steered.intervention.vectors.heads_1"
+    if change != "add":
+        vector = state.pop(name)
+    if change != "drop":
+        state[name.replace("heads_1", "heads_7")] = vector if change == "rename" else torch.zeros(32)
+    torch.save(found, path)
+    with pytest.raises(UserError, match="heads_"):
+        learn(ckpt_path=path, layers="all")
+
+
+def test_a_checkpoint_of_other_layers_is_refused(learn, checkpoint):
+    _, path = checkpoint(1, site="residual", layers=[0])
+    with pytest.raises(UserError, match="residual_"):
+        learn(ckpt_path=path, site="residual", layers=[1])

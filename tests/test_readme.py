@@ -1,0 +1,59 @@
+"""What the README shows works: its Python runs, its commands parse, and its files exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import train
+from laai import cli
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+COMMANDS = [
+    shlex.split(line, comments=True)
+    for language, block in BLOCKS
+    for line in block.splitlines()
+    if language == "bash" and line.startswith(("python train.py", "laai "))
+]
+
+
+def test_the_python_example_runs(default_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = [block for language, block in BLOCKS if language == "python"]
+    exec(compile(code, str(README), "exec"), {})
+    assert "Q: hot\nA:" in capsys.readouterr().out
+    assert (tmp_path / "antonym.safetensors").stat().st_size < 100_000
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "python"], ids=" ".join)
+def test_train_commands_parse(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_examples.jsonl").write_text('{"input": "a", "output": "b"}\n{"input": "c", "output": "d"}\n')
+    arguments = command[2:] if "--help" in command else [*command[2:], "--print_config"]
+    with pytest.raises(SystemExit) as stop:
+        train.main(arguments)
+    assert not stop.value.code
+    assert "num_examples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "laai"], ids=" ".join)
+def test_laai_commands_exist_with_these_options(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command[1], "--help"])
+    assert stop.value.code == 0
+    help_text = capsys.readouterr().out
+    assert all(word in help_text for word in command if word.startswith("--"))
+
+
+def test_linked_files_exist():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README.read_text(encoding="utf-8"))
+    assert links
+    assert all((README.parent / link).exists() for link in links)
+
+
+def test_the_test_command_is_marked():
+    assert re.search(r"<!-- test command -->\n```bash\n[^\n]*pytest[^\n]*\n```", README.read_text(encoding="utf-8"))
