@@ -179,7 +179,7 @@ def _evaluate(options: Any) -> None:
     from laai.report import print_table
 
     data = FewShotDataModule(
-        options.task, max(options.shots, 1), seed=options.seed, test=options.test, style=options.style
+        options.task, options.shots or 1, seed=options.seed, test=options.test, style=options.style
     )
     model, intervention = _load(options)
     few_shot = [Method(f"{options.shots}-shot", demonstrations=data.splits.train)] if options.shots else []

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -80,14 +81,7 @@ class FewShotDataModule(LightningDataModule):
         size, devices = min(self.batch_size or len(dataset), len(dataset)), trainer.world_size
         if size % devices:
             raise UserError(f"a batch of {size} examples cannot be shared evenly by {devices} devices")
-        # The order depends on seed and epoch alone: it survives a resume, and all devices together see one device's.
-        sampler: DistributedSampler[Any] = DistributedSampler(
-            dataset,  # type: ignore[arg-type]
-            num_replicas=devices,
-            rank=trainer.global_rank,
-            shuffle=size < len(dataset),
-            seed=self.seed,
-        )
+        sampler = _Order(dataset, trainer, shuffle=size < len(dataset), seed=self.seed)
         collate_fn = partial(_collate_numbered, pad=pad_token(tokenizer))
         loader: DataLoader[Any] = DataLoader(dataset, size // devices, sampler=sampler, collate_fn=collate_fn)  # type: ignore[arg-type]
         return loader
@@ -102,6 +96,21 @@ class FewShotDataModule(LightningDataModule):
 
     def _rows(self, examples: Sequence[Example]) -> DataLoader[Tensor]:
         return DataLoader(torch.arange(len(examples)), self.eval_batch_size)  # type: ignore[arg-type]
+
+
+class _Order(DistributedSampler[Any]):
+    """An order by seed and optimiser step alone: the same on any number of devices, and in a resumed run.
+
+    Lightning's count of epochs, by which samplers are shuffled usually, is one ahead after a resume.
+    """
+
+    def __init__(self, dataset: Sequence[Any], trainer: pl.Trainer, shuffle: bool, seed: int) -> None:
+        super().__init__(dataset, trainer.world_size, trainer.global_rank, shuffle, seed)  # type: ignore[arg-type]
+        self._trainer = trainer
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each pass over the examples."""
+        super().set_epoch(self._trainer.global_step)
 
 
 def encode_training(template: Template, examples: Sequence[Example]) -> list[tuple[int, Prompt]]:

@@ -115,6 +115,10 @@ class LAAIModule(LightningModule):
         """Load the LLM and make the start; once, in every process, before optimisers and wrappers."""
         if hasattr(self, "steered"):
             return
+        if self.trainer.precision in ("16-true", "bf16-true", "64-true"):
+            raise UserError(
+                f"precision {self.trainer.precision} would cast the vectors, which are fp32; set dtype instead"
+            )
         if not hasattr(self, "language_model"):
             self.language_model = load_model(self.base_model, dtype=self.dtype_name)
         llm: torch.nn.Module = self.language_model.llm

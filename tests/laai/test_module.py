@@ -172,6 +172,12 @@ def test_a_bf16_model_has_fp32_vectors(learn, tiny_folder):
     assert losses.values[-1] < losses.values[0] - 0.05
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_precisions_that_would_cast_the_vectors_are_refused(learn, quiet_trainer, precision):
+    with pytest.raises(UserError, match="fp32"):
+        learn(trainer=quiet_trainer(precision=precision))
+
+
 def test_the_rate_is_in_units_of_the_activations(learn, tiny, words_data, word_task):
     """Adam's first step moves each entry by the rate: here 0.25 of the activations' root mean square, taken by hand."""
     data = words_data()

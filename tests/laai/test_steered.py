@@ -55,6 +55,35 @@ def test_loss_of_each_answer_token(name, positions):
     assert mean_nll(nll, batch.labels).item() == pytest.approx(total / 6, abs=1e-4)
 
 
+@pytest.mark.parametrize("positions", ["last_prompt", "generated", "all"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_frozen_prefix_changes_neither_loss_nor_gradient(name, positions):
+    model, vectors = shared(name), random_vectors(name, [("residual", 0), ("heads", 2)], 0.3)
+    batches = [collate(PROMPTS, pad=0), collate(PROMPTS[::-1], pad=0)]
+    found, runs = {}, []
+    handle = model.get_input_embeddings().register_forward_hook(lambda _, __, out: runs.append(out.shape[1]))
+    for frozen in (False, True):
+        steered = SteeredLM(model, Intervention(vectors, positions=positions), frozen_prefix=frozen)
+        try:
+            for step, batch in enumerate((batches[0], batches[0], batches[1], batches[0])):
+                runs.clear()
+                nll = steered(batch)
+                steered.intervention.zero_grad()
+                mean_nll(nll, batch.labels).backward()
+                grads = [vector.grad.clone() for vector in steered.intervention.parameters()]
+                found[frozen, step] = [nll.detach(), *grads]
+                if step == 1:
+                    suffix = batch.suffix_ids.shape[1]
+                    whole = suffix + batch.prefix_ids.shape[1]
+                    assert runs == [suffix if frozen and positions != "all" else whole], "what the second step runs"
+        finally:
+            steered.detach()
+    handle.remove()
+    for step in range(4):
+        for frozen, plain in zip(found[True, step], found[False, step], strict=True):
+            torch.testing.assert_close(frozen, plain, rtol=0, atol=2e-5 * max(1.0, plain.abs().max().item()))
+
+
 def test_mean_of_no_answer_is_zero_and_not_nan():
     labels = torch.full((2, 3), IGNORE)
     assert mean_nll(torch.zeros(2, 3), labels).item() == 0.0
