@@ -5,7 +5,8 @@
     python experiments/compare_methods.py --methods laai laai-zero
 
 Every finished (task, seed) is kept in the JSON file, and a run that was stopped goes on from there. Besides the four
-methods: `laai-zero` learns from zero vectors, and `random` adds random directions with the learned vectors' own norms.
+methods: `laai-zero` learns from zero vectors, `laai-all` learns on all layers instead of the first two thirds, and
+`random` adds random directions with the learned vectors' own norms.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from laai.files import write_json
 from laai.intervention import Intervention
 from laai.models import LanguageModel
 
-METHODS = ("zero-shot", "few-shot", "cast", "laai", "laai-zero", "random")
+METHODS = ("zero-shot", "few-shot", "cast", "laai", "laai-zero", "laai-all", "random")
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
 
@@ -38,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=laai.builtin_tasks(), help="built-in names, files or folders")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS[:4]))
     parser.add_argument("--num_examples", type=int, default=10)
     parser.add_argument("--test", type=int, default=100, help="test queries per task")
     parser.add_argument("--base_model", default="default")
@@ -80,6 +81,8 @@ def run(model: LanguageModel, task: str, seed: int, num_examples: int, test: int
         learned["random"] = of_equal_norm(model, learned["laai"], seed)
     if "laai-zero" in wanted:
         learned["laai-zero"] = laai.fit(model, data.task, num_examples, init="zero", seed=seed)
+    if "laai-all" in wanted:
+        learned["laai-all"] = laai.fit(model, data.task, num_examples, init=0.5 * own, layers="all", seed=seed)
     methods = []
     for name in wanted:
         if name == "few-shot":

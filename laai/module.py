@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -29,6 +30,10 @@ from laai.scores import TaskMetrics
 from laai.steered import SteeredLM
 from laai.words import Positions, Site
 
+AUTO_DEPTH = 2 / 3
+"""Share of the layers, from the first, that `auto` steers at `heads`. Later ones mostly raise the training answers' own
+tokens, which fits ten examples and helps no others (experiments/compare_methods.py, method `laai-all`)."""
+
 
 class LAAIModule(LightningModule):
     """Task-driven Layerwise Additive Activation Intervention (arXiv 2502.06115) as a LightningModule.
@@ -40,8 +45,8 @@ class LAAIModule(LightningModule):
         base_model: `default`, a hub id, a folder, or a GGUF file; it is frozen.
         dtype: of the LLM: float32, bfloat16, float16 or auto. Vectors are always fp32.
         site: `heads` (concatenated head outputs before the output projection) or `residual` (a layer's output).
-        layers: `all`, a number, a list of numbers, or `auto`: all layers at `heads`; at `residual` the one that a short
-            cross-validation on the training examples prefers.
+        layers: `all`, a number, a list of numbers, or `auto`: the first two thirds at `heads`; at `residual` the one
+            that a short cross-validation on the training examples prefers.
         positions: `last_prompt`, `generated` (that one and all later tokens), or `all`.
         init: the vectors' start: `zero`, `random`, `cast`, or the path of an intervention file.
         source: of a `cast` start: `own` (the training examples themselves) or another task.
@@ -69,7 +74,7 @@ class LAAIModule(LightningModule):
         init_scale: float = 0.5,
         l1: float = 0.0,
         group_l2: float = 0.0,
-        optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=0.01),
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=0.02),
         schedule: str = "constant",
     ) -> None:
         super().__init__()
@@ -132,8 +137,11 @@ class LAAIModule(LightningModule):
 
     def _resolve_layers(self, prompts: list[Prompt]) -> list[int]:
         decoder = find_decoder(self.language_model.llm)
-        if self.layers == "all" or (self.layers == "auto" and self.site == "heads"):
+        if self.layers == "all":
             return decoder.steerable(self.site)
+        if self.layers == "auto" and self.site == "heads":
+            steerable = decoder.steerable(self.site)
+            return steerable[: math.ceil(AUTO_DEPTH * len(steerable))]
         if self.layers == "auto":
             with torch.inference_mode(False), torch.enable_grad():
                 layer = choose_layer(self.language_model, self.site, self.positions, prompts)

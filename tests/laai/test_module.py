@@ -119,8 +119,8 @@ def test_cast_start_from_another_task(learn, tiny, word_file, words_data):
 def test_layers(learn, site, layers, expected):
     module = learn(steps=1, site=site, layers=layers)
     if expected is None:
-        expected = [0, 1, 2] if site == "heads" else module.intervention.layers
-        assert len(expected) == (3 if site == "heads" else 1)
+        expected = [0, 1] if site == "heads" else module.intervention.layers
+        assert len(expected) == (2 if site == "heads" else 1)
     assert module.intervention.layers == expected
     assert module.intervention.sites == [site]
 
