@@ -51,8 +51,9 @@ class LAAIModule(LightningModule):
         init: the vectors' start: `zero`, `random`, `cast`, or the path of an intervention file.
         source: of a `cast` start: `own` (the training examples themselves) or another task.
         init_scale: factor on a `cast` start or a file; size of a `random` start relative to the activations.
-        l1: strength of the ℓ1 penalty, which zeroes entries.
-        group_l2: strength of the group-ℓ2 penalty, which zeroes heads (site `heads`) or layers (`residual`).
+        l1: strength of the ℓ1 penalty, which zeroes entries. At 1 it takes back all that a step of Adam can add.
+        group_l2: strength of the group-ℓ2 penalty, which zeroes heads (site `heads`) or layers (`residual`). At the
+            square root of the group's width it takes back all that a step of Adam can add.
         optimizer: any of torch.optim, with its options, weight decay among them. Its learning rate is in units of the
             activations' root mean square at each vector's site, so that one rate serves all layers, sites and models.
         schedule: how the rate changes from the first step to the last: constant, linear, cosine, or another name of
