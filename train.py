@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from torch import nn
 
 from cast import CastStart, best_scale
 from laai.compare import Method, compare
@@ -110,6 +111,7 @@ class TrainCLI(LightningCLI):
         if writes:
             learned.save(folder / "intervention.safetensors")  # kept even if testing is interrupted
         module.steered.detach()
+        nn.Module.to(model.llm, trainer.strategy.root_device)  # the trainer has put it on the CPU
         methods = [Method("zero-shot"), Method("few-shot", demonstrations=data.splits.train)]
         if module.cast_start is not None and (module.source != "own" or data.num_examples > 1):
             vector = module.cast_start(module).select(learned.layers)

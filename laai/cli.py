@@ -126,12 +126,13 @@ def _tasks(options: Any) -> None:
             choices = f"   ({' | '.join(example.choices)})" if example.choices else ""
             console.print(f"  {example.input} -> {example.output}{choices}", markup=False, highlight=False)
         return
-    table = Table("task", "examples", "first", "licence of its facts", box=None)
+    table = Table("task", "examples", "an example", box=None)
     for name in builtin_tasks():
         task = load_task(name)
-        first = task.examples[0]
-        table.add_row(name, str(len(task.examples)), f"{first.input} -> {first.output}", task.licence)
+        some = task.examples[len(task.examples) // 2]
+        table.add_row(name, str(len(task.examples)), f"{some.input} -> {some.output}")
     console.print(table)
+    console.print("\nlaai tasks NAME shows more of one, with its source and licence", highlight=False)
 
 
 def _load(options: Any) -> tuple[Any, Any]:

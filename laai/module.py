@@ -50,7 +50,7 @@ class LAAIModule(LightningModule):
         positions: `last_prompt`, `generated` (that one and all later tokens), or `all`.
         init: the vectors' start: `zero`, `random`, `cast`, or the path of an intervention file.
         source: of a `cast` start: `own` (the training examples themselves) or another task.
-        init_scale: factor on a `cast` start or a file; size of a `random` start relative to the activations.
+        init_scale: factor on a `cast` start; size of a `random` start relative to the activations.
         l1: strength of the ℓ1 penalty, which zeroes entries. At 1 it takes back all that a step of Adam can add.
         group_l2: strength of the group-ℓ2 penalty, which zeroes heads (site `heads`) or layers (`residual`). At the
             square root of the group's width it takes back all that a step of Adam can add.
@@ -170,7 +170,7 @@ class LAAIModule(LightningModule):
                 raise UserError("a cast start needs the callback cast.start.CastStart in the trainer's callbacks")
             start = self.init_scale * self.cast_start(self)
         else:
-            start = self.init_scale * Intervention.load(self.init, self.language_model)
+            start = Intervention.load(self.init, self.language_model)
         check_fits(start, self.language_model, "the start")
         have = {key: start.scale * v.detach() for key, v in start.items()}
         missing = [layer for layer in layers if (self.site, layer) not in have]
