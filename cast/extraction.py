@@ -19,6 +19,7 @@ from laai.layers import find_decoder
 from laai.models import LanguageModel
 from laai.prompts import Template, pad_token
 from laai.tasks import Example, Task
+from laai.teacher import other_examples
 from laai.words import Positions, Site, Style
 
 
@@ -74,8 +75,8 @@ def extract_own(
     """
     if len(examples) < 2:
         raise UserError(f"a CAST start from the task's own examples needs at least 2 of them, not {len(examples)}")
-    others = [[other for j, other in enumerate(examples) if j != i] for i in range(len(examples))]
-    settings = {"samples": len(examples), "shots": len(examples) - 1, "own": True}
+    others = other_examples(examples)
+    settings = {"samples": len(examples), "shots": len(others[0]), "own": True}
     return extract_from(model, template, examples, others, settings=settings, **options)  # type: ignore[arg-type]
 
 

@@ -1,7 +1,8 @@
-"""Choose one layer from the training examples alone."""
+"""Which layers to steer: as the user says, or chosen by depth or from the training examples."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,34 @@ from laai.models import LanguageModel
 from laai.prompts import Batch, Prompt, collate, pad_token
 from laai.steered import SteeredLM, mean_nll
 from laai.words import Positions, Site
+
+AUTO_DEPTH = 2 / 3
+"""Share of the layers, from the first, that `auto` steers at `heads`. Later ones mostly raise the training answers' own
+tokens, which fits ten examples and helps few others (experiments/compare_methods.py, method `laai-all`)."""
+
+
+def resolve_layers(
+    layers: str | int | list[int], model: LanguageModel, site: Site, positions: Positions, prompts: Sequence[Prompt]
+) -> list[int]:
+    """The layers that `auto`, `all`, a number or a list of numbers stand for, ascending.
+
+    `auto` is the first two thirds at `heads`, and at `residual` the one that `choose_layer` finds.
+
+    Raises:
+        UserError: a layer that the model does not have, or one without heads at site `heads`.
+    """
+    decoder = find_decoder(model.llm)
+    if layers == "auto" and site == "residual":
+        return [choose_layer(model, site, positions, prompts)]
+    if isinstance(layers, str):
+        steerable = decoder.steerable(site)
+        return steerable if layers == "all" else steerable[: math.ceil(AUTO_DEPTH * len(steerable))]
+    wanted = [layers] if isinstance(layers, int) else list(layers)
+    if not wanted or len(set(wanted)) != len(wanted):
+        raise UserError(f"layers must be auto, all, a number or a list of different numbers, found {wanted}")
+    for layer in wanted:
+        decoder.width(site, layer)
+    return sorted(wanted)
 
 
 def choose_layer(
@@ -67,12 +96,12 @@ def _held_out_nll(
     try:
         optimizer = torch.optim.Adam(steered.intervention.parameters(), lr=rate)
         for _ in range(steps):
-            loss: Tensor = mean_nll(steered(learn), learn.labels)
+            loss: Tensor = mean_nll(steered(learn).nll, learn.labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         with torch.no_grad():
-            return float(mean_nll(steered(held), held.labels))
+            return float(mean_nll(steered(held).nll, held.labels))
     finally:
         steered.detach()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -22,17 +21,13 @@ from laai.data import FewShotDataModule, encode_training
 from laai.errors import UserError
 from laai.evaluate import answer_limit, measure
 from laai.intervention import Intervention
-from laai.layer_choice import choose_layer
-from laai.layers import find_decoder
+from laai.layer_choice import resolve_layers
 from laai.models import LanguageModel, load_model
-from laai.prompts import IGNORE, Batch, Prompt, Template, pad_token
+from laai.prompts import IGNORE, Batch, Template, pad_token
 from laai.scores import TaskMetrics
 from laai.steered import SteeredLM
+from laai.teacher import few_shot_teacher
 from laai.words import Positions, Site
-
-AUTO_DEPTH = 2 / 3
-"""Share of the layers, from the first, that `auto` steers at `heads`. Later ones mostly raise the training answers' own
-tokens, which fits ten examples and helps no others (experiments/compare_methods.py, method `laai-all`)."""
 
 
 class LAAIModule(LightningModule):
@@ -54,6 +49,8 @@ class LAAIModule(LightningModule):
         l1: strength of the ℓ1 penalty, which zeroes entries. At 1 it takes back all that a step of Adam can add.
         group_l2: strength of the group-ℓ2 penalty, which zeroes heads (site `heads`) or layers (`residual`). At the
             square root of the group's width it takes back all that a step of Adam can add.
+        distill: weight of the divergence from the model's own few-shot answers, each training example behind the
+            others: it keeps ten examples from overruling what the model knows. 0 for the likelihood alone.
         optimizer: any of torch.optim, with its options, weight decay among them. Its learning rate is in units of the
             activations' root mean square at each vector's site, so that one rate serves all layers, sites and models.
         schedule: how the rate changes from the first step to the last: constant, linear, cosine, or another name of
@@ -75,11 +72,12 @@ class LAAIModule(LightningModule):
         init_scale: float = 0.5,
         l1: float = 0.0,
         group_l2: float = 0.0,
-        optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=0.02),
+        distill: float = 0.5,
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=0.01),
         schedule: str = "constant",
     ) -> None:
         super().__init__()
-        for name, value in (("l1", l1), ("group_l2", group_l2)):
+        for name, value in (("l1", l1), ("group_l2", group_l2), ("distill", distill)):
             if not value >= 0:
                 raise UserError(f"{name} must not be negative, found {value}")
         if schedule not in (names := [kind.value for kind in SchedulerType]):
@@ -87,7 +85,7 @@ class LAAIModule(LightningModule):
         self.save_hyperparameters(ignore=["optimizer"])
         self.base_model, self.dtype_name, self.site, self.positions = base_model, dtype, site, positions
         self.layers, self.init, self.source, self.init_scale = layers, init, source, init_scale
-        self.l1, self.group_l2 = l1, group_l2
+        self.l1, self.group_l2, self.distill = l1, group_l2, distill
         self.optimizer, self.schedule = optimizer, schedule
         self.cast_start: Callable[[LAAIModule], Intervention] | None = None
         """Makes a `cast` start; set by a callback of the package that knows how (`cast.start.CastStart`)."""
@@ -95,6 +93,8 @@ class LAAIModule(LightningModule):
         """A start given as an object; goes before `init`."""
         self.rms: dict[int, float] = {}
         """Root mean square of the activation at the site, by layer: the unit of the learning rate."""
+        self.teacher: list[Tensor] = []
+        """Log-probabilities of the few-shot teacher at each training example's answer; empty without one."""
         self.strict_loading = False  # checkpoints hold the vectors alone; `on_load_checkpoint` checks those
         self.metrics = TaskMetrics()
         self._limits: dict[bool, int] = {}
@@ -130,29 +130,15 @@ class LAAIModule(LightningModule):
         llm: torch.nn.Module = self.language_model.llm
         llm.to(self.trainer.strategy.root_device)
         prompts = [prompt for _, prompt in encode_training(self.template, self.data.splits.train)]
-        layers = self._resolve_layers(prompts)
+        with torch.inference_mode(False), torch.enable_grad():
+            layers = resolve_layers(self.layers, self.language_model, self.site, self.positions, prompts)
+        layers = self.trainer.strategy.broadcast(layers)  # devices may round differently
         pad = pad_token(self.language_model.tokenizer)
         statistics = last_token_statistics(llm, prompts, self.site, layers, pad=pad)
         self.rms = {layer: statistics.rms(layer) for layer in layers}
-        self.steered = SteeredLM(llm, self._start(layers))
-
-    def _resolve_layers(self, prompts: list[Prompt]) -> list[int]:
-        decoder = find_decoder(self.language_model.llm)
-        if self.layers == "all":
-            return decoder.steerable(self.site)
-        if self.layers == "auto" and self.site == "heads":
-            steerable = decoder.steerable(self.site)
-            return steerable[: math.ceil(AUTO_DEPTH * len(steerable))]
-        if self.layers == "auto":
-            with torch.inference_mode(False), torch.enable_grad():
-                layer = choose_layer(self.language_model, self.site, self.positions, prompts)
-            return [self.trainer.strategy.broadcast(layer)]  # devices may round differently
-        layers = [self.layers] if isinstance(self.layers, int) else list(self.layers)
-        if not layers or len(set(layers)) != len(layers):
-            raise UserError(f"layers must be auto, all, a number or a list of different numbers, found {layers}")
-        for layer in layers:
-            decoder.width(self.site, layer)
-        return sorted(layers)
+        start, examples = self._start(layers), self.data.splits.train
+        self.teacher = few_shot_teacher(llm, self.template, examples) if self.distill and len(examples) > 1 else []
+        self.steered = SteeredLM(llm, start)
 
     def _start(self, layers: list[int]) -> Intervention:
         """The vectors before the first step, on the wanted layers, at scale 1."""
@@ -183,7 +169,7 @@ class LAAIModule(LightningModule):
 
     def learned(self) -> Intervention:
         """The vectors with the settings of their training in their metadata."""
-        names = ("site", "positions", "init", "source", "init_scale", "l1", "group_l2")
+        names = ("site", "positions", "init", "source", "init_scale", "l1", "group_l2", "distill")
         training = {name: getattr(self, name) for name in names} | {"steps": self.trainer.global_step}
         training |= {"init": "given"} if self.given_start is not None else {}
         training |= {"task": self.data.task.name, "num_examples": self.data.num_examples, "seed": self.data.seed}
@@ -201,11 +187,16 @@ class LAAIModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: Batch) -> Tensor:
-        """Mean negative log-likelihood of the batch's answer tokens."""
+        """Mean negative log-likelihood of the batch's answer tokens, and their divergence from the teacher."""
         # Devices average their gradients: dividing by the mean number of tokens on a device weighs all tokens equally.
         tokens = self.trainer.strategy.reduce((batch.labels != IGNORE).sum().float(), reduce_op="mean")
-        loss: Tensor = self.steered(batch).sum() / tokens
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.rows), sync_dist=True)
+        rows = batch.rows.tolist()
+        teacher = torch.cat([self.teacher[row] for row in rows]).to(self.device) if self.teacher else None
+        nll, divergence = (loss.sum() / tokens for loss in self.steered(batch, teacher))
+        self.log("train/loss", nll, prog_bar=True, batch_size=len(rows), sync_dist=True)
+        if teacher is not None:
+            self.log("train/divergence", divergence, batch_size=len(rows), sync_dist=True)
+        loss: Tensor = nll + self.distill * divergence
         return loss
 
     def optimizer_step(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,18 @@ from laai.positions import prompts_of
 from laai.prefix import Prefix, position_options, run_prefix
 from laai.prompts import IGNORE, Batch
 from laai.shared_prefix import SharedPrefix
+
+
+class TokenLosses(NamedTuple):
+    """Losses of the answer tokens, each (batch, suffix tokens), fp32, 0 where there is no label.
+
+    Attributes:
+        nll: negative log-likelihood of the labels.
+        divergence: KL divergence from the teacher, 0 without one.
+    """
+
+    nll: Tensor
+    divergence: Tensor
 
 
 class SteeredLM(nn.Module):
@@ -49,10 +62,16 @@ class SteeredLM(nn.Module):
             self._attachment.detach()
             self._attachment = None
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Negative log-likelihood of each answer token: (batch, suffix tokens), fp32, 0 where there is no label."""
+    def forward(self, batch: Batch, teacher: Tensor | None = None) -> TokenLosses:
+        """The losses of each answer token; `teacher`: log-probabilities (answer tokens of the batch, vocabulary)."""
         prefix = self._prefix_of(batch) if self._freezes and batch.prefix_ids.shape[1] else None
-        return answer_nll(self.llm, batch) if prefix is None else suffix_nll(self.llm, batch, prefix)
+        logits = answer_logits(self.llm, batch) if prefix is None else suffix_logits(self.llm, batch, prefix)
+        return TokenLosses(
+            token_nll(logits, batch.labels),
+            torch.zeros_like(batch.labels, dtype=torch.float32)
+            if teacher is None
+            else token_divergence(logits, teacher, batch.labels),
+        )
 
     def _prefix_of(self, batch: Batch) -> Prefix | None:
         """The batch's prefix, kept from the last forward if that had the same; None where it cannot be continued."""
@@ -64,7 +83,8 @@ class SteeredLM(nn.Module):
         if prefix is not None and not self._checked:
             self._checked = True
             with torch.no_grad():
-                apart, whole = suffix_nll(self.llm, batch, prefix), answer_nll(self.llm, batch)
+                apart = token_nll(suffix_logits(self.llm, batch, prefix), batch.labels)
+                whole = answer_nll(self.llm, batch)
             tolerance = CLOSE[next(self.llm.parameters()).dtype]
             prefix = prefix if torch.allclose(apart, whole, rtol=tolerance, atol=tolerance) else None
         if prefix is None:
@@ -92,19 +112,22 @@ def answer_nll(llm: nn.Module, batch: Batch, shared: SharedPrefix | None = None)
     Returns:
         (batch, suffix tokens), fp32: −log p(labels[:, j] | tokens up to suffix position j), 0 at `IGNORE`.
     """
+    return token_nll(answer_logits(llm, batch, shared), batch.labels)
+
+
+def answer_logits(llm: nn.Module, batch: Batch, shared: SharedPrefix | None = None) -> Tensor:
+    """Logits (batch, suffix tokens, vocabulary) at the suffix, by one forward over prefix and suffix."""
     ids = torch.cat([batch.prefix_ids, batch.suffix_ids], dim=1)
     mask = torch.cat([batch.prefix_mask, batch.suffix_mask], dim=1)
     before = shared.prefix.expand(len(ids)) if shared else None
     with prompts_of(batch.prompt_lengths + (len(shared) if shared else 0)):
-        logits = last_logits(llm, ids, mask, batch.suffix_ids.shape[1], before)
-    return token_nll(logits, batch.labels)
+        return last_logits(llm, ids, mask, batch.suffix_ids.shape[1], before)
 
 
-def suffix_nll(llm: nn.Module, batch: Batch, prefix: Prefix) -> Tensor:
+def suffix_logits(llm: nn.Module, batch: Batch, prefix: Prefix) -> Tensor:
     """The same by a forward over the suffix alone, after the batch's own prefix, which is run already."""
     with prompts_of(batch.prompt_lengths):
-        logits = last_logits(llm, batch.suffix_ids, batch.suffix_mask, batch.suffix_ids.shape[1], prefix)
-    return token_nll(logits, batch.labels)
+        return last_logits(llm, batch.suffix_ids, batch.suffix_mask, batch.suffix_ids.shape[1], prefix)
 
 
 def last_logits(llm: nn.Module, ids: Tensor, mask: Tensor, keep: int, before: Prefix | None = None) -> Tensor:
@@ -130,8 +153,22 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")
 
 
+def token_divergence(logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """KL(teacher ‖ model) at each answer token: (batch, tokens), fp32, 0 at `IGNORE`.
+
+    Args:
+        logits: (batch, tokens, vocabulary).
+        teacher: log-probabilities (labelled tokens of the batch, row by row; vocabulary).
+        labels: (batch, tokens).
+    """
+    labelled = labels != IGNORE
+    model, teacher = logits[labelled].float().log_softmax(dim=-1), teacher.float()
+    divergence = functional.kl_div(model, teacher, log_target=True, reduction="none").sum(dim=-1)
+    return torch.zeros_like(labels, dtype=torch.float32).masked_scatter(labelled, divergence)
+
+
 def mean_nll(nll: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the answer tokens of a batch: the loss that is minimised.
+    """Mean negative log-likelihood of a batch's answer tokens: the task's loss.
 
     Args:
         nll: (batch, suffix tokens), as `SteeredLM` returns it.

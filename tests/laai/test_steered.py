@@ -40,7 +40,7 @@ def test_loss_of_each_answer_token(name, positions):
     steered = SteeredLM(model, Intervention(vectors, positions=positions))
     try:
         with torch.no_grad():
-            nll = steered(batch)
+            nll = steered(batch).nll
     finally:
         steered.detach()
     assert nll.shape == batch.labels.shape
@@ -67,7 +67,7 @@ def test_a_frozen_prefix_changes_neither_loss_nor_gradient(name, positions):
         try:
             for step, batch in enumerate((batches[0], batches[0], batches[1], batches[0])):
                 runs.clear()
-                nll = steered(batch)
+                nll = steered(batch).nll
                 steered.intervention.zero_grad()
                 mean_nll(nll, batch.labels).backward()
                 grads = [vector.grad.clone() for vector in steered.intervention.parameters()]
@@ -119,7 +119,7 @@ def test_gradient_reaches_the_vectors_and_nothing_else():
     assert trained == {n for n, _ in steered.named_parameters() if n.startswith("intervention.")}
     assert len(trained) == 3
     batch = collate(PROMPTS, pad=0)
-    mean_nll(steered(batch), batch.labels).backward()
+    mean_nll(steered(batch).nll, batch.labels).backward()
     assert all(p.grad is None for p in model.parameters())
     for vector in steered.intervention.parameters():
         assert vector.grad.isfinite().all()
@@ -157,7 +157,7 @@ def test_a_step_on_the_vectors_lowers_the_loss():
     steered = SteeredLM(model, Intervention.zeros(model, "residual", [1], positions="generated"))
     optimiser, losses = torch.optim.Adam(steered.intervention.parameters(), lr=0.05), []
     for _ in range(20):
-        loss = mean_nll(steered(batch), batch.labels)
+        loss = mean_nll(steered(batch).nll, batch.labels)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
