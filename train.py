@@ -14,12 +14,12 @@ from __future__ import annotations
 import logging
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint
+from jsonargparse.typing import register_type
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import nn
 
@@ -30,9 +30,12 @@ from laai.early_stopping import StopAtBest, StopAtLoss
 from laai.errors import UserError
 from laai.module import LAAIModule
 from laai.monitor import Monitor, log_outcome, log_texts
+from laai.noise import ignore_noise
 from laai.progress import StepProgress
 from laai.report import answers_markdown, markdown_table, print_table, write_results
+from laai.tasks import Task, load_task
 
+register_type(Task, deserializer=load_task)  # else the parser reads a task's file as if it held settings
 SUBCOMMANDS = ("fit", "validate", "test")
 TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {
@@ -86,7 +89,7 @@ class TrainCLI(LightningCLI):
         checkpoint = self._get(self.config, "ckpt_path")
         if checkpoint and checkpoint.endswith(".ckpt") and not Path(checkpoint).is_file():
             raise UserError(f"no checkpoint file at {checkpoint}")
-        callbacks: list[pl.Callback] = [Monitor(), stop]
+        callbacks: list[pl.Callback] = [Monitor(), stop, LambdaCallback(on_exception=tell_interrupted)]
         if self._get(self.config, "trainer.enable_progress_bar") is not False:
             callbacks.append(StepProgress())
         if self._get(self.config, "trainer.enable_checkpointing") is not False:
@@ -99,6 +102,11 @@ class TrainCLI(LightningCLI):
         if not self.datamodule.splits.test:
             raise UserError("nothing to test on: --data.test must be at least 1")
         self._began = time.perf_counter()
+
+    def before_validate(self) -> None:
+        """Without examples Lightning would say nothing at all."""
+        if not self.datamodule.splits.validation:
+            raise UserError("nothing to validate on: --data.validation must be at least 1")
 
     def after_fit(self) -> None:
         """Test zero-shot, few-shot, CAST and LAAI on the same examples, and leave the run's files."""
@@ -136,14 +144,21 @@ class TrainCLI(LightningCLI):
         sys.stdout.write(f"run folder: {folder}\n")
 
 
+def tell_interrupted(trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+    """After Ctrl-C, say how to go on: Lightning's own line is not at the level of a warning."""
+    if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
+        last = getattr(trainer.checkpoint_callback, "last_model_path", "")
+        cure = f"; to go on: the same command with --ckpt_path {last}" if last else ""
+        sys.stderr.write(f"\ninterrupted after {trainer.global_step} steps{cure}\n")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line; `arguments` default to those of the process."""
     if arguments is None:
         arguments = sys.argv[1:]
     if not arguments or arguments[0] not in SUBCOMMANDS:
         sys.argv[1:] = arguments = ["fit", *arguments]  # in argv too: DDP starts its other processes from it
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start.*")  # frozen models belong there
+    ignore_noise()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     try:
         TrainCLI(
@@ -157,7 +172,8 @@ def main(arguments: list[str] | None = None) -> None:
             args=None if arguments == sys.argv[1:] else arguments,
         )
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
 
 
 if __name__ == "__main__":

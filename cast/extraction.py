@@ -74,7 +74,10 @@ def extract_own(
     `options` as in `extract_from`. Raises UserError for fewer than two examples.
     """
     if len(examples) < 2:
-        raise UserError(f"a CAST start from the task's own examples needs at least 2 of them, not {len(examples)}")
+        raise UserError(
+            f"a CAST start from the task's own examples needs at least 2 of them, not {len(examples)}: "
+            "take another task as source, or init=zero"
+        )
     others = other_examples(examples)
     settings = {"samples": len(examples), "shots": len(others[0]), "own": True}
     return extract_from(model, template, examples, others, settings=settings, **options)  # type: ignore[arg-type]

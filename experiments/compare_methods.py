@@ -1,6 +1,6 @@
 """Zero-shot, few-shot, CAST and LAAI on the built-in tasks: equal examples, prompts, queries and seeds for each.
 
-    python experiments/compare_methods.py                          all tasks, 3 seeds: about an hour on two cores
+    python experiments/compare_methods.py                          all tasks, 2 seeds: half an hour on two cores
     python experiments/compare_methods.py --tasks antonym synonym --seeds 0 --test 40
     python experiments/compare_methods.py --methods laai laai-zero
 
@@ -38,7 +38,7 @@ def main() -> None:
     """Run what is missing, then print the tables and draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=laai.builtin_tasks(), help="built-in names, files or folders")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS[:4]))
     parser.add_argument("--num_examples", type=int, default=10)
     parser.add_argument("--test", type=int, default=100, help="test queries per task")
@@ -127,10 +127,11 @@ def report(rows: list[Row], methods: list[str]) -> str:
         level = sum(mean(rows, "laai", t) >= mean(rows, "few-shot", t) for t in tasks)
         above = sum(mean(rows, "laai", t) > mean(rows, "zero-shot", t) for t in tasks)
         ratio = mean(rows, "laai") / mean(rows, "few-shot")
-        text += (
-            f"\n\nLAAI / few-shot: {ratio:.2f} (95% bootstrap interval over tasks, paired: {low:.2f} to {high:.2f}); "
-        )
-        text += f"not below few-shot on {level} of {len(tasks)} tasks; above zero-shot on {above} of {len(tasks)}."
+        text += f"\n\nLAAI / few-shot: {ratio:.2f} (95% bootstrap interval over tasks, paired: {low:.2f} to {high:.2f})"
+        text += f". Not below few-shot on {level} of {len(tasks)} tasks, above zero-shot on {above} of {len(tasks)}."
+        fresh = [row for row in rows if row["seed"] != 0]
+        if fresh and len(fresh) < len(rows):  # the defaults were settled on draws of seed 0
+            text += f" Without seed 0: {mean(fresh, 'laai') / mean(fresh, 'few-shot'):.2f}."
     return text
 
 

@@ -4,7 +4,7 @@ import laai, cast
 
 model = laai.load_model("default")
 task = laai.load_task("antonym")
-start = cast.extract(model, source=laai.load_task("synonym"), samples=50, shots=5)
+start = 0.5 * cast.extract(model, source=laai.load_task("synonym"), samples=50, shots=5)
 vector = laai.fit(model, task, num_examples=10, init=start)
 with vector.on(model):
     model.llm.generate(...)

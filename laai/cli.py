@@ -88,7 +88,7 @@ def add_generate(commands: Parsers) -> None:
     parser.add_argument("prompt", help=r"the prompt (\n is a new line), or with --task the input alone")
     parser.add_argument("--intervention", required=True, help="a file that train.py or laai extract wrote")
     parser.add_argument("--task", help="write the prompt as this task's queries are written")
-    parser.add_argument("--style", choices=STYLES, default="plain", help="prompt style (default: plain)")
+    parser.add_argument("--style", choices=STYLES, help="prompt style (default: the one the file was made with)")
     parser.add_argument("--scale", type=float, default=1.0, help="strength (default: 1)")
     parser.add_argument("--max_new_tokens", type=int, default=20, help="length of the continuation (default: 20)")
     add_model_options(parser, default=None)
@@ -107,7 +107,7 @@ def add_evaluate(commands: Parsers) -> None:
     parser.add_argument("--shots", type=int, default=0, help="also test prompts with this many demonstrations")
     parser.add_argument("--test", type=int, default=100, help="test queries at most (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="draws demonstrations and queries (default: 0)")
-    parser.add_argument("--style", choices=STYLES, default="plain", help="prompt style (default: plain)")
+    parser.add_argument("--style", choices=STYLES, help="prompt style (default: the one the file was made with)")
     parser.add_argument("--json", help="write the rows to this file too")
     add_model_options(parser, default=None)
 
@@ -135,15 +135,21 @@ def _tasks(options: Any) -> None:
     console.print("\nlaai tasks NAME shows more of one, with its source and licence", highlight=False)
 
 
-def _load(options: Any) -> tuple[Any, Any]:
-    """The model and the intervention, at the wanted scale, checked against each other."""
-    from pathlib import Path
-
-    from laai.artefact import check_fits
+def _load_file(options: Any) -> Any:
+    """The intervention; settles the prompt style that is not given: the one in its training, or its extraction."""
     from laai.intervention import Intervention
+
+    intervention = Intervention.load(options.intervention)
+    made = [intervention.metadata.get(name) or {} for name in ("training", "cast")]
+    options.style = options.style or next((how["style"] for how in made if "style" in how), "plain")
+    return intervention
+
+
+def _load_model(options: Any, intervention: Any) -> tuple[Any, Any]:
+    """The model and the intervention, at the wanted scale, checked against each other."""
+    from laai.artefact import check_fits
     from laai.models import load_model
 
-    intervention = Intervention.load(Path(options.intervention))
     model = load_model(options.base_model or intervention.metadata.get("base_model") or "default", dtype=options.dtype)
     check_fits(intervention, model, options.intervention)
     return model, options.scale * intervention
@@ -154,7 +160,7 @@ def _generate(options: Any) -> None:
     from laai.prompts import Template
     from laai.tasks import Example, Task, load_task
 
-    model, intervention = _load(options)
+    model, intervention = _load_model(options, _load_file(options))
     if options.task:
         template = Template(model.tokenizer, load_task(options.task), options.style)
         prompt = template.encode(options.prompt)
@@ -169,6 +175,7 @@ def _generate(options: Any) -> None:
 
 
 def _evaluate(options: Any) -> None:
+    import logging
     from pathlib import Path
 
     import lightning.pytorch as pl
@@ -176,13 +183,19 @@ def _evaluate(options: Any) -> None:
     from laai.compare import Method, compare
     from laai.data import FewShotDataModule
     from laai.files import write_json
+    from laai.noise import ignore_noise
     from laai.progress import StepProgress
     from laai.report import print_table
 
+    if options.shots < 0:
+        raise UserError(f"shots must be at least 0, not {options.shots}")
+    intervention = _load_file(options)
     data = FewShotDataModule(
         options.task, options.shots or 1, seed=options.seed, test=options.test, style=options.style
     )
-    model, intervention = _load(options)
+    model, intervention = _load_model(options, intervention)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    ignore_noise()
     few_shot = [Method(f"{options.shots}-shot", demonstrations=data.splits.train)] if options.shots else []
     methods = [Method("zero-shot"), *few_shot, Method("steered", intervention)]
     trainer = pl.Trainer(

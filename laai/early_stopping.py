@@ -20,12 +20,16 @@ class StopAtLoss(EarlyStopping):
     and further steps fit these ten alone.
 
     Args:
-        threshold: mean negative log-likelihood per answer token, nats.
+        threshold: mean negative log-likelihood per answer token of all training examples, nats.
     """
 
     def __init__(self, threshold: float = 0.1) -> None:
         super().__init__(
-            "train/loss", stopping_threshold=threshold, patience=sys.maxsize, check_on_train_epoch_end=True
+            "train/mean_loss",
+            stopping_threshold=threshold,
+            patience=sys.maxsize,
+            check_on_train_epoch_end=True,
+            strict=False,  # a resumed fit ends the epoch of its checkpoint before its first step
         )
 
 

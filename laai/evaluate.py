@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from laai.metrics import exact_match, forced_choice
+from laai.prefix import check_length
 from laai.prompts import Batch, Prompt, Template, collate, pad_token
 from laai.shared_prefix import SharedPrefix, share_prefix
 from laai.steered import answer_nll
@@ -116,6 +117,7 @@ def continuations(
     if shared is not None:
         ids = torch.cat([shared.ids.expand(len(ids), -1), ids], dim=1)
         mask, options = torch.ones_like(ids), {"past_key_values": shared.prefix.expand(len(ids)).continued()}
+    check_length(llm, mask, max_new_tokens - 1)
     with _greedy(llm):
         out: Tensor = llm.generate(  # type: ignore[operator]
             input_ids=ids,

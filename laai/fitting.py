@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from laai.early_stopping import StopAtBest, StopAtLoss
 from laai.intervention import Intervention
 from laai.models import LanguageModel
 from laai.module import LAAIModule
+from laai.noise import ignore_noise
 from laai.progress import StepProgress
 from laai.tasks import Task
 
@@ -63,7 +65,9 @@ def fit(
     trainer = trainer or _quiet_trainer(steps, [*callbacks, StepProgress(), stop])
     device = next(model.llm.parameters()).device
     try:
-        trainer.fit(module, datamodule=data)
+        with warnings.catch_warnings():
+            ignore_noise()
+            trainer.fit(module, datamodule=data)
     finally:
         if hasattr(module, "steered"):
             module.steered.detach()

@@ -172,7 +172,8 @@ class Intervention(nn.Module):
     def norms(self) -> dict[Key, Tensor]:
         """Euclidean norm of each vector, scale included: scalar at `residual`, one per head at `heads`."""
         return {
-            (site, i): self.scale * v.detach().view(self.num_heads.get(i, 1) if site == "heads" else 1, -1).norm(dim=-1)
+            (site, i): abs(self.scale)
+            * v.detach().view(self.num_heads.get(i, 1) if site == "heads" else 1, -1).norm(dim=-1)
             for (site, i), v in self.items()
         }
 

@@ -95,6 +95,8 @@ class LAAIModule(LightningModule):
         """Root mean square of the activation at the site, by layer: the unit of the learning rate."""
         self.teacher: list[Tensor] = []
         """Log-probabilities of the few-shot teacher at each training example's answer; empty without one."""
+        self.optimizer_facts: dict[str, Any] = {}
+        """Name, rate and weight decay of the optimiser, once there is one."""
         self.strict_loading = False  # checkpoints hold the vectors alone; `on_load_checkpoint` checks those
         self.metrics = TaskMetrics()
         self._limits: dict[bool, int] = {}
@@ -169,17 +171,19 @@ class LAAIModule(LightningModule):
 
     def learned(self) -> Intervention:
         """The vectors with the settings of their training in their metadata."""
-        names = ("site", "positions", "init", "source", "init_scale", "l1", "group_l2", "distill")
+        names = ("site", "positions", "init", "source", "init_scale", "l1", "group_l2", "distill", "schedule")
         training = {name: getattr(self, name) for name in names} | {"steps": self.trainer.global_step}
         training |= {"init": "given"} if self.given_start is not None else {}
         training |= {"task": self.data.task.name, "num_examples": self.data.num_examples, "seed": self.data.seed}
-        training |= {"style": self.data.style}
+        training |= {"style": self.data.style, **self.optimizer_facts}
         self.intervention.metadata["training"] = training
         return self.intervention
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over the vectors, one group each, its rate in units of the activations' RMS."""
         optimizer = self.optimizer([{"params": [v], "name": f"{s}.{i}"} for (s, i), v in self.intervention.items()])
+        stated = {name: optimizer.defaults.get(name) for name in ("lr", "weight_decay")}
+        self.optimizer_facts = {"optimizer": type(optimizer).__name__} | {k: float(v) for k, v in stated.items() if v}
         for group, (key, _) in zip(optimizer.param_groups, self.intervention.items(), strict=True):
             group["lr"] *= self.rms[key[1]]
         steps = int(min(self.trainer.estimated_stepping_batches, 10**9))  # infinite without a bound on steps or epochs
@@ -194,6 +198,9 @@ class LAAIModule(LightningModule):
         teacher = torch.cat([self.teacher[row] for row in rows]).to(self.device) if self.teacher else None
         nll, divergence = (loss.sum() / tokens for loss in self.steered(batch, teacher))
         self.log("train/loss", nll, prog_bar=True, batch_size=len(rows), sync_dist=True)
+        # Of all batches of an epoch, each token counted once: what `StopAtLoss` watches.
+        epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "logger": False}
+        self.log("train/mean_loss", nll, batch_size=int(tokens), sync_dist=True, **epoch)
         if teacher is not None:
             self.log("train/divergence", divergence, batch_size=len(rows), sync_dist=True)
         loss: Tensor = nll + self.distill * divergence

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from laai.errors import UserError
 from laai.layers import unwrap
 from laai.positions import prompts_of
 
@@ -62,7 +63,11 @@ def position_options(llm: nn.Module, mask: Tensor, keep: int) -> dict[str, Any]:
     """Forward arguments that this model takes: position ids that follow the mask, and the logits to keep.
 
     Without position ids that follow the mask, left padding shifts learned positions.
+
+    Raises:
+        UserError: see `check_length`.
     """
+    check_length(llm, mask)
     accepted = inspect.signature(unwrap(llm).forward).parameters  # PEFT's own forward names few of them
     options: dict[str, Any] = {}
     if "position_ids" in accepted:
@@ -70,3 +75,19 @@ def position_options(llm: nn.Module, mask: Tensor, keep: int) -> dict[str, Any]:
     if "logits_to_keep" in accepted:
         options["logits_to_keep"] = keep
     return options
+
+
+def check_length(llm: nn.Module, mask: Tensor, more: int = 0) -> None:
+    """Raise UserError if rows of a 0/1 mask (rows, tokens), and `more` tokens, outgrow a table of learned positions.
+
+    Models that compute their positions run on, at their own risk.
+    """
+    config = unwrap(llm).config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+    limit = getattr(config, "max_position_embeddings", None)
+    if not limit or mask.shape[1] + more <= limit or (longest := int(mask.sum(-1).max()) + more) <= limit:
+        return
+    if any(isinstance(m, nn.Embedding) and 0 <= m.num_embeddings - limit <= 2 for m in llm.modules()):  # OPT has 2 more
+        raise UserError(
+            f"a prompt with its answer has {longest} tokens, and the model no more than {limit} positions: "
+            "take fewer or shorter examples"
+        )

@@ -114,14 +114,15 @@ def test_print_config(run_train, capsys):
         ["--ckpt_path", "no-such-file.ckpt"],
         ["--config", "no-such-file.yaml"],
         ["predict"],
+        ["validate"],
     ],
 )
 def test_a_mistake_ends_in_a_message_and_no_traceback(run_train, capsys, wrong):
     with pytest.raises(SystemExit) as stop:
-        train.main(wrong) if wrong == ["predict"] else run_train(*wrong)
+        train.main(wrong) if wrong[0] in ("predict", "validate") else run_train(*wrong)
     code, err = stop.value.code, capsys.readouterr().err
     message = code if isinstance(code, str) else err.strip().splitlines()[-1]
-    assert code not in (0, None)
+    assert code == 2
     assert "error" in message
     assert "\n" not in message.strip()
     assert "Traceback" not in err
@@ -141,6 +142,28 @@ def test_a_small_task_is_tested_on_what_is_left(run_train, tmp_path):
     rows = results(run_train("--data.task", "mine.jsonl", "--data.test", "100"))["rows"]
     assert [row["n"] for row in rows] == [3] * 4
     assert rows[0]["choice_accuracy"] is None
+
+
+def test_a_csv_file_is_a_task_and_not_settings(run_train, tmp_path):
+    (tmp_path / "mine.csv").write_text("input,output\n" + "".join(f"word {i},{'ab'[i % 2]}\n" for i in range(9)))
+    folder = run_train("--data.task", "mine.csv")
+    assert results(folder)["task"] == "mine"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["task"] == "mine.csv"
+
+
+def test_an_interrupted_run_says_how_to_go_on(run_train, capsys, monkeypatch, tmp_path):
+    def interrupt(self, trainer, *_):
+        if trainer.global_step == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train.Monitor, "on_train_batch_start", interrupt)
+        with pytest.raises((SystemExit, KeyboardInterrupt)):
+            run_train()
+    said = capsys.readouterr().err
+    path = re.search(r"interrupted after 2 steps.*--ckpt_path (\S+)", said)[1]
+    resumed = run_train("--ckpt_path", path)
+    assert Intervention.load(resumed / "intervention.safetensors").metadata["training"]["steps"] == 3
 
 
 def test_validation_stops_early_and_the_checkpoint_is_tested(run_train, tiny, tmp_path, capsys):

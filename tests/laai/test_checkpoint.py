@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from cast import CastStart
-from laai.early_stopping import StopAtBest
+from laai.early_stopping import StopAtBest, StopAtLoss
 from laai.errors import UserError
 from laai.models import LanguageModel
 from laai.module import LAAIModule
@@ -51,6 +51,17 @@ def test_resuming_gives_the_vectors_of_an_uninterrupted_run(learn, checkpoint, w
     resumed = learn(steps=6, data=words_data(batch_size=batch_size), ckpt_path=path, **options)
     assert resumed.trainer.global_step == 6
     assert_equal_vectors(whole, resumed)
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_resuming_with_a_threshold_on_the_loss(learn, checkpoint, words_data, batch_size):
+    """Lightning ends the checkpoint's epoch first, where no loss is known yet."""
+    data = words_data(batch_size=batch_size)
+    _, path = checkpoint(2, [StopAtLoss(0.0)], data=data)
+    resumed = learn(steps=5, data=data, ckpt_path=path, callbacks=[StopAtLoss(0.0)])
+    assert resumed.trainer.global_step == 5
+    stopped = learn(steps=8, data=data, ckpt_path=path, callbacks=[StopAtLoss(1e6)])
+    assert stopped.trainer.global_step in (3, 4), "at the end of the first epoch after"
 
 
 def test_resuming_remembers_the_best_vectors(learn, checkpoint, quiet_trainer, words_data, monkeypatch):

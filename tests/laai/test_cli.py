@@ -70,6 +70,17 @@ def test_generate_shows_both(extracted, tiny, word_file, capsys):
     assert shown[0][0] in capsys.readouterr().out, "a bare prompt with a written new line"
 
 
+def test_the_style_is_the_one_the_file_was_made_with(extracted, tiny, word_file, capsys, tmp_path):
+    vector, shown = Intervention.load(extracted), {}
+    for name, facts in (("training", {"training": {"style": "chat"}}), ("cast", {"cast": {"style": "chat"}})):
+        path = vector.with_vectors(dict(vector.items()), metadata=vector.metadata | facts).save(tmp_path / name)
+        for option in ([], ["--style", "chat"], ["--style", "plain"]):
+            capsys.readouterr()
+            main(["generate", "--intervention", str(path), "--task", str(word_file), *option, "amber"])
+            shown[name, *option] = capsys.readouterr().out
+        assert shown[(name,)] == shown[name, "--style", "chat"] != shown[name, "--style", "plain"]
+
+
 def test_evaluate_writes_its_rows(extracted, word_file, tmp_path, capsys):
     command = [
         "evaluate",

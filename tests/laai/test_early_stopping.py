@@ -45,12 +45,26 @@ def test_the_best_vectors_come_back(learn, words_data, quiet_trainer, monkeypatc
 
 def test_a_threshold_on_the_training_loss(learn, quiet_trainer):
     record = Record()
-    learn(steps=6, callbacks=[record], layers="all")
+    options = {"steps": 6, "layers": "all", "distill": 0.0}
+    learn(callbacks=[record], **options)
     threshold = (record.losses[2] + record.losses[3]) / 2
     stopped = Record()
-    learn(steps=6, callbacks=[stopped, StopAtLoss(threshold)], layers="all")
+    learn(callbacks=[stopped, StopAtLoss(threshold)], **options)
     assert len(stopped.losses) == 4, "the first step below it is the last"
     assert stopped.losses == pytest.approx(record.losses[:4])
     never = Record()
-    learn(steps=6, callbacks=[never, StopAtLoss(0.0)], layers="all")
+    learn(callbacks=[never, StopAtLoss(0.0)], **options)
     assert len(never.losses) == 6
+
+
+def test_the_threshold_is_on_all_batches_of_an_epoch(learn, words_data):
+    """Batches of 4 and 2: neither the first nor the last batch alone stops the fit, and tokens count equally."""
+    options = {"steps": 8, "layers": "all", "distill": 0.0, "data": words_data(6, batch_size=4)}
+    record = Record()
+    learn(callbacks=[record], **options)
+    pairs = list(zip(record.losses[::2], record.losses[1::2], strict=True))
+    threshold = (2 * pairs[2][0] + pairs[2][1]) / 3 + 1e-3  # all answers have equally many tokens
+    first = next(i for i, (four, two) in enumerate(pairs) if (2 * four + two) / 3 < threshold)
+    stopped = Record()
+    learn(callbacks=[stopped, StopAtLoss(threshold)], **options)
+    assert len(stopped.losses) == 2 * (first + 1)

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from laai import evaluate
+from laai.errors import UserError
 from laai.evaluate import answer_limit, by_length, measure
 from laai.intervention import Intervention
 from laai.prompts import Template
+from laai.tasks import Example, Task
+from laai.teacher import few_shot_teacher
 from tests.tiny_models import random_vectors, steered_by_hand
 
 ARCHITECTURES = ("llama", "mistral", "gemma2", "gpt2", "gpt_neox", "bloom", "falcon", "mpt")
@@ -165,3 +168,21 @@ def test_chat_prompts_by_hand(tiny, word_task):
         nll = -sum(float(logs[len(prompt) - 1 + j, t]) for j, t in enumerate(answer)) / len(answer)
         assert m.nll == pytest.approx(nll, **CLOSE)
         assert m.prompt_tokens == len(prompt)
+
+
+@pytest.mark.parametrize(("name", "learned"), [("gpt2", True), ("opt", True), ("llama", False)])
+def test_prompts_longer_than_a_table_of_positions_are_refused(character_model, name, learned):
+    """In one line, where PyTorch has an index error; positions that are computed go on."""
+    model = character_model(name)
+    limit = model.llm.config.max_position_embeddings
+    fits, long = ("a" * (limit - 4), "a" * (limit + 1))
+    task = Task("long", (Example(fits, "b"), Example(long, "b")), input_prefix="", answer_prefix=">")
+    template = Template(model.tokenizer, task)
+    assert len(measure(model.llm, template, [(0, Example("a", "b"))])) == 1
+    if not learned:
+        assert len(measure(model.llm, template, [(0, task.examples[1])])) == 1
+        return
+    with pytest.raises(UserError, match=f"more than {limit} positions"):
+        measure(model.llm, template, [(0, task.examples[1])])
+    with pytest.raises(UserError, match=f"more than {limit} positions"):
+        few_shot_teacher(model.llm, template, task.examples)

@@ -76,6 +76,7 @@ def test_norms_are_per_head_and_scaled():
     norms = intervention.norms()
     torch.testing.assert_close(norms["heads", 1], torch.tensor([2 * math.sqrt(5), 10.0]))
     torch.testing.assert_close(norms["residual", 0], torch.tensor([2 * math.sqrt(14)]))
+    assert torch.equal((-intervention).norms()["heads", 1], norms["heads", 1])
 
 
 def test_zeros_and_random_fit_the_model():

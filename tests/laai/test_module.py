@@ -7,11 +7,14 @@ import torch
 from lightning.pytorch import Callback
 
 from cast import CastStart, extract, extract_own
+from laai.data import encode_training
 from laai.errors import UserError
 from laai.intervention import Intervention
 from laai.models import load_model
 from laai.module import LAAIModule
-from laai.prompts import Template
+from laai.prompts import IGNORE, Template, collate, pad_token
+from laai.steered import SteeredLM, mean_nll
+from laai.teacher import few_shot_teacher
 
 
 class Losses(Callback):
@@ -209,7 +212,56 @@ def test_what_was_learned_says_how(learn, words_data):
     learned = module.learned()
     training = learned.metadata["training"]
     expected = {"site": "residual", "positions": "all", "init": "zero", "l1": 0.1, "steps": 2, "task": "colours"}
-    expected |= {"num_examples": 6, "seed": 5, "style": "plain"}
+    expected |= {"num_examples": 6, "seed": 5, "style": "plain", "distill": 0.5, "optimizer": "Adam", "lr": 0.01}
     assert expected.items() <= training.items()
     assert learned.metadata["config_hash"] == module.language_model.config_hash
     assert (learned.positions, learned.scale) == ("all", 1.0)
+
+
+def losses_of(module, data):
+    """Mean negative log-likelihood and mean divergence from the teacher per answer token, of what was learned."""
+    examples, model = data.splits.train, module.language_model
+    teacher = few_shot_teacher(model.llm, module.template, examples)
+    batch = collate([prompt for _, prompt in encode_training(module.template, examples)], pad_token(model.tokenizer))
+    steered = SteeredLM(model.llm, module.intervention)
+    try:
+        with torch.no_grad():
+            losses = steered(batch, torch.cat(teacher))
+    finally:
+        steered.detach()
+    return tuple(float(loss.sum()) / int((batch.labels != IGNORE).sum()) for loss in losses)
+
+
+def test_no_distillation_is_plain_likelihood_learning(learn, tiny, words_data):
+    data, losses = words_data(6), Losses()
+    module = learn(steps=3, layers=[0, 2], distill=0.0, data=data, callbacks=[losses])
+    assert module.teacher == []
+    by_hand = Intervention.zeros(tiny, "heads", [0, 2])
+    batch = collate([p for _, p in encode_training(module.template, data.splits.train)], pad_token(tiny.tokenizer))
+    steered = SteeredLM(tiny.llm, by_hand)
+    try:
+        groups = [{"params": [v], "lr": 0.01 * module.rms[layer]} for (_, layer), v in by_hand.items()]
+        optimizer = torch.optim.Adam(groups)
+        for seen in losses.values:
+            loss = mean_nll(steered(batch).nll, batch.labels)
+            assert seen == pytest.approx(loss.item(), abs=1e-4)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    finally:
+        steered.detach()
+    assert_close(vectors(module), {key: v.detach() for key, v in by_hand.items()}, rtol=1e-3, atol=1e-5)
+
+
+def test_distillation_brings_the_model_nearer_to_its_teacher(learn, words_data):
+    data, found = words_data(6), {}
+    for steps, weight in ((1, 0.0), (12, 0.0), (12, 20.0)):
+        still = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.0)} if steps == 1 else {}
+        module = learn(steps=steps, layers="all", distill=weight, data=data, **still)
+        assert len(module.teacher) == (6 if weight else 0)
+        found[steps, weight] = losses_of(module, data)
+    (_, at_first), (plain_nll, plain), (nll, distilled) = found.values()
+    assert distilled < plain
+    assert distilled < at_first
+    assert plain_nll < nll, "at the price of the answers' likelihood"
+    assert learn(steps=1, distill=0.5, data=words_data(1)).teacher == [], "one example has no others"

@@ -1,0 +1,18 @@
+"""Lightning's warnings that tell a user of this project nothing."""
+
+from __future__ import annotations
+
+import warnings
+
+_NOISE = (
+    ".*does not have many workers.*",  # a few short prompts need none
+    ".*module.s. in eval mode at the start.*",  # a frozen model belongs there
+    ".*across ranks is zero.*",  # no validation examples, the default
+    ".*LeafSpec.*",  # Lightning's own use of torch
+)
+
+
+def ignore_noise() -> None:
+    """Filter them out; inside `warnings.catch_warnings`, for that block alone."""
+    for pattern in _NOISE:
+        warnings.filterwarnings("ignore", message=pattern)
