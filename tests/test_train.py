@@ -200,5 +200,5 @@ def test_validation_stops_early_and_the_checkpoint_is_tested(run_train, tiny, tm
     ],
 )
 def test_options_that_need_care(run_train, options):
-    rows = results(run_train("--model.init", "zero", *options))["rows"]
+    rows = results(run_train("--model.init", "zero", "--model.distill", "0", *options))["rows"]
     assert rows[-1]["nll"] < rows[0]["nll"]

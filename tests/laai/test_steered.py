@@ -138,14 +138,14 @@ def test_training_mode_does_not_reach_the_model():
         assert not any(module.training for module in model.modules())
     assert steered.training
     assert steered.intervention.training
-    assert torch.equal(steered(batch).detach(), expected)
+    assert torch.equal(steered(batch).nll.detach(), expected)
 
 
 def test_detach_restores():
     model, batch = build("llama"), collate(PROMPTS, pad=0)
     before = answer_nll(model, batch).detach()
     steered = SteeredLM(model, Intervention.random(model, "residual", [0], norm=10.0))
-    assert not torch.allclose(steered(batch), before, atol=1e-2)
+    assert not torch.allclose(steered(batch).nll, before, atol=1e-2)
     steered.detach()
     steered.detach()  # a second time does nothing
     assert torch.equal(answer_nll(model, batch).detach(), before)
