@@ -20,8 +20,8 @@ from laai.steered import SteeredLM, mean_nll
 from laai.words import Positions, Site
 
 AUTO_DEPTH = 2 / 3
-"""Share of the layers, from the first, that `auto` steers at `heads`. Against all layers it is better where the task asks
-for knowledge and worse where it asks for form, and equal on the mean (experiments/compare_methods.py, `laai-all`)."""
+"""Share of the layers, from the first, that `auto` steers at `heads`. Against all layers it is better where the task
+asks for knowledge, worse where it asks for form, and equal on the mean (experiments/compare_methods.py, `laai-all`)."""
 
 
 def resolve_layers(
