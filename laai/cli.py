@@ -39,12 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for point in sorted(entry_points(group="laai.commands"), key=lambda p: p.name):
         point.load()(commands)
     options = parser.parse_args(arguments)
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)  # noqa: T201
+    warnings.showwarning = _show_warning
     try:
         options.run(options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning in one line, without the place in our code that it came from."""
+    sys.stderr.write(f"warning: {message}\n")
 
 
 def add_command(commands: Parsers, name: str, run: Callable[[Any], None], help: str, examples: str) -> Any:

@@ -38,7 +38,7 @@ def share_prefix(llm: nn.Module, prompts: Sequence[Prompt]) -> SharedPrefix | No
     length = common_length([prompt.prefix for prompt in prompts]) if len(prompts) > 1 else 0
     if length < WORTHWHILE:
         return None
-    ids = torch.tensor(prompts[0].prefix[:length], device=llm.get_input_embeddings().weight.device)  # type: ignore
+    ids = torch.tensor(prompts[0].prefix[:length], device=llm.get_input_embeddings().weight.device)  # type: ignore[operator]
     prefix = run_prefix(llm, ids[None], torch.ones_like(ids[None]))
     return None if prefix is None else SharedPrefix(ids, prefix)
 
