@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from laai.evaluate import to_device
+from laai.forward import answer_nll, mean_nll
 from laai.intervention import Intervention
 from laai.models import LanguageModel
 from laai.prompts import Prompt, collate, pad_token
-from laai.steered import answer_nll, mean_nll
 
 SCALES = (0.25, 0.5, 1.0, 1.5, 2.0)
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from laai.evaluate import by_length, to_device
+from laai.forward import last_logits
 from laai.hooks import record_last_token
 from laai.prompts import Prompt, collate
-from laai.steered import last_logits
 from laai.words import Site
 
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from laai.forward import answer_nll
 from laai.metrics import exact_match, forced_choice
 from laai.prefix import check_length
 from laai.prompts import Batch, Prompt, Template, collate, pad_token
 from laai.shared_prefix import SharedPrefix, share_prefix
-from laai.steered import answer_nll
 from laai.tasks import Example
 
 

@@ -12,11 +12,12 @@ from tqdm.auto import tqdm
 from laai.activations import last_token_statistics
 from laai.errors import UserError
 from laai.evaluate import to_device
+from laai.forward import mean_nll
 from laai.intervention import Intervention
 from laai.layers import find_decoder
 from laai.models import LanguageModel
 from laai.prompts import Batch, Prompt, collate, pad_token
-from laai.steered import SteeredLM, mean_nll
+from laai.steered import SteeredLM
 from laai.words import Positions, Site
 
 AUTO_DEPTH = 2 / 3

@@ -27,7 +27,7 @@ from laai.prompts import IGNORE, Batch, Template, pad_token
 from laai.scores import TaskMetrics
 from laai.steered import SteeredLM
 from laai.teacher import few_shot_teacher
-from laai.words import Positions, Site
+from laai.words import Positions, PrefixBudget, Site
 
 
 class LAAIModule(LightningModule):
@@ -53,6 +53,8 @@ class LAAIModule(LightningModule):
             others: it keeps ten examples from overruling what the model knows. 0 for the likelihood alone.
         optimizer: any of torch.optim, with its options, weight decay among them. Its learning rate is in units of the
             activations' root mean square at each vector's site, so that one rate serves all layers, sites and models.
+        prefix_cache: memory for the frozen prefixes of training examples: `auto` (half of what is free), bytes, or
+            `off` to run whole prompts at every step. What does not fit is run again.
         schedule: how the rate changes from the first step to the last: constant, linear, cosine, or another name of
             transformers' schedules.
     """
@@ -75,18 +77,21 @@ class LAAIModule(LightningModule):
         distill: float = 0.5,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=0.01),
         schedule: str = "constant",
+        prefix_cache: PrefixBudget = "auto",
     ) -> None:
         super().__init__()
         for name, value in (("l1", l1), ("group_l2", group_l2), ("distill", distill)):
             if not value >= 0:
                 raise UserError(f"{name} must not be negative, found {value}")
+        if isinstance(prefix_cache, int) and prefix_cache < 0:
+            raise UserError(f"prefix_cache must be auto, off or a number of bytes, found {prefix_cache}")
         if schedule not in (names := [kind.value for kind in SchedulerType]):
             raise UserError(f"schedule must be one of {', '.join(names)}, not {schedule!r}")
         self.save_hyperparameters(ignore=["optimizer"])
         self.base_model, self.dtype_name, self.site, self.positions = base_model, dtype, site, positions
         self.layers, self.init, self.source, self.init_scale = layers, init, source, init_scale
         self.l1, self.group_l2, self.distill = l1, group_l2, distill
-        self.optimizer, self.schedule = optimizer, schedule
+        self.optimizer, self.schedule, self.prefix_cache = optimizer, schedule, prefix_cache
         self.cast_start: Callable[[LAAIModule], Intervention] | None = None
         """Makes a `cast` start; set by a callback of the package that knows how (`cast.start.CastStart`)."""
         self.given_start: Intervention | None = None
@@ -140,7 +145,7 @@ class LAAIModule(LightningModule):
         self.rms = {layer: statistics.rms(layer) for layer in layers}
         start, examples = self._start(layers), self.data.splits.train
         self.teacher = few_shot_teacher(llm, self.template, examples) if self.distill and len(examples) > 1 else []
-        self.steered = SteeredLM(llm, start)
+        self.steered = SteeredLM(llm, start, self.prefix_cache)
 
     def _start(self, layers: list[int]) -> Intervention:
         """The vectors before the first step, on the wanted layers, at scale 1."""

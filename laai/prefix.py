@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from laai.errors import UserError
 from laai.layers import unwrap
@@ -54,9 +57,84 @@ def run_prefix(llm: nn.Module, ids: Tensor, mask: Tensor) -> Prefix | None:
         cache = llm(
             input_ids=ids, attention_mask=mask, **position_options(llm, mask, 1), use_cache=True
         ).past_key_values
-    if type(cache) is not DynamicCache or cache.get_seq_length() != ids.shape[1]:
+    if type(cache) is not DynamicCache or not cache.layers:
         return None
+    for layer in _layers(cache):  # state space and linear attention fold all tokens into one state
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) or layer.get_seq_length() != ids.shape[1]:
+            return None
     return Prefix(mask, cache)
+
+
+@dataclass(frozen=True)
+class PrefixRow:
+    """One example's prefix, without padding.
+
+    Attributes:
+        length: tokens.
+        layers: (keys, values) of each layer, each (key heads, tokens that are kept, width): all tokens, or those that a
+            sliding window can still see.
+        made_by: the cache that it was cut from, for the kinds of its layers.
+    """
+
+    length: int
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    made_by: DynamicCache
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its keys and values."""
+        return sum(t.numel() * t.element_size() for pair in self.layers for t in pair)
+
+    def to(self, device: torch.device, copy: bool = False) -> PrefixRow:
+        """The same on a device; `copy` even if it is there, so that it holds no other row's memory."""
+        layers = tuple((k.to(device, copy=copy), v.to(device, copy=copy)) for k, v in self.layers)
+        return PrefixRow(self.length, layers, self.made_by)
+
+
+def rows_of(prefix: Prefix) -> list[PrefixRow]:
+    """The rows of a prefix that is padded on the left: views of its tensors."""
+    bare, layers = _without_tensors(prefix.cache), _layers(prefix.cache)
+    return [
+        PrefixRow(length, tuple((_last(at.keys, i, length), _last(at.values, i, length)) for at in layers), bare)
+        for i, length in enumerate(prefix.mask.sum(-1).tolist())
+    ]
+
+
+def stack_rows(rows: Sequence[PrefixRow]) -> Prefix:
+    """Rows as one prefix, padded on the left. Copies."""
+    tokens = max(row.length for row in rows)
+    cache = _without_tensors(rows[0].made_by)
+    for index, layer in enumerate(_layers(cache)):
+        layer.keys, layer.values = (_pad_left([row.layers[index][part] for row in rows]) for part in (0, 1))
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            layer.cumulative_length = tokens
+    device = rows[0].layers[0][0].device
+    lengths = torch.tensor([row.length for row in rows], device=device)
+    mask = torch.arange(tokens, device=device) >= tokens - lengths[:, None]
+    return Prefix(mask.long(), cache)
+
+
+def _without_tensors(cache: DynamicCache) -> DynamicCache:
+    bare = copy.copy(cache)
+    bare.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in _layers(bare):
+        layer.keys = layer.values = None
+    return bare
+
+
+def _layers(cache: DynamicCache) -> list[Any]:
+    """The layers of a cache; transformers types them as kinds without keys too."""
+    return list(cache.layers)
+
+
+def _last(table: Any, row: int, length: int) -> Tensor:
+    kept: Tensor = table[row]
+    return kept[:, max(kept.shape[1] - length, 0) :]
+
+
+def _pad_left(parts: Sequence[Tensor]) -> Tensor:
+    width = max(part.shape[1] for part in parts)
+    return torch.stack([functional.pad(part, (0, 0, width - part.shape[1], 0)) for part in parts])
 
 
 def position_options(llm: nn.Module, mask: Tensor, keep: int) -> dict[str, Any]:

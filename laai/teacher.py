@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from laai.evaluate import by_length, to_device
+from laai.forward import answer_logits
 from laai.prompts import IGNORE, Prompt, Template, collate, pad_token
-from laai.steered import answer_logits
 from laai.tasks import Example
 
 MAX_SHOTS = 16

@@ -11,6 +11,9 @@ Positions = Literal["last_prompt", "generated", "all"]
 Style = Literal["plain", "chat"]
 """How prompts are written: question and answer lines, or the tokenizer's chat template."""
 
+PrefixBudget = Literal["auto", "off"] | int
+"""Memory for frozen prefixes: half of what is free, none, or so many bytes."""
+
 SITES: tuple[Site, ...] = get_args(Site)
 POSITIONS: tuple[Positions, ...] = get_args(Positions)
 STYLES: tuple[Style, ...] = get_args(Style)

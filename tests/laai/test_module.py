@@ -9,11 +9,12 @@ from lightning.pytorch import Callback
 from cast import CastStart, extract, extract_own
 from laai.data import encode_training
 from laai.errors import UserError
+from laai.forward import mean_nll
 from laai.intervention import Intervention
 from laai.models import load_model
 from laai.module import LAAIModule
 from laai.prompts import IGNORE, Template, collate, pad_token
-from laai.steered import SteeredLM, mean_nll
+from laai.steered import SteeredLM
 from laai.teacher import few_shot_teacher
 
 

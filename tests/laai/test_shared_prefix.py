@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from laai.forward import answer_nll
 from laai.intervention import Intervention
 from laai.prompts import Prompt, collate
 from laai.shared_prefix import WORTHWHILE, common_length, share_prefix
-from laai.steered import answer_nll
 from tests.tiny_models import ARCHITECTURES, random_vectors, shared, tokens
 
 COMMON = 12

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from laai.forward import answer_logits, token_divergence
 from laai.intervention import Intervention
 from laai.prompts import IGNORE, Template, collate, pad_token
-from laai.steered import SteeredLM, answer_logits, token_divergence
+from laai.steered import SteeredLM
 from laai.tasks import Example, Task
 from laai.teacher import MAX_SHOTS, few_shot_teacher, other_examples
 
