@@ -20,6 +20,7 @@ def add_extract(commands: Parsers) -> None:
     parser.add_argument("--output", required=True, help="the file to write")
     parser.add_argument("--samples", type=int, default=50, help="source samples (default: 50)")
     parser.add_argument("--shots", type=int, default=5, help="demonstrations in each few-shot prompt (default: 5)")
+    parser.add_argument("--shared_shots", action="store_true", help="the same demonstrations for all samples: faster")
     parser.add_argument("--site", choices=SITES, default="heads", help="where (default: heads)")
     parser.add_argument("--positions", choices=POSITIONS, default="last_prompt", help="where it will be added")
     parser.add_argument("--style", choices=STYLES, default="plain", help="prompt style (default: plain)")
@@ -36,7 +37,7 @@ def _extract(options: Any) -> None:
     model = load_model(options.base_model, dtype=options.dtype)
     vector = extract(
         model, source, samples=options.samples, shots=options.shots, site=options.site, positions=options.positions,
-        style=options.style, seed=options.seed,
+        style=options.style, shared_shots=options.shared_shots, seed=options.seed,
     )  # fmt: skip
     path = vector.save(options.output)
     sys.stdout.write(

@@ -33,6 +33,7 @@ def extract(
     layers: Sequence[int] | None = None,
     positions: Positions = "last_prompt",
     style: Style = "plain",
+    shared_shots: bool = False,
     seed: int = 0,
     batch_size: int = 16,
     progress: bool = True,
@@ -48,6 +49,7 @@ def extract(
         layers: which layers; default: all that have the site.
         positions: where the vector will be added when it is used.
         style: prompt style, `plain` or `chat`.
+        shared_shots: show all samples the same demonstrations: they are run once then, but the mean is over one draw.
         seed: draws samples and demonstrations.
         batch_size: prompts run at a time.
         progress: show a progress bar.
@@ -58,11 +60,13 @@ def extract(
     Raises:
         UserError: fewer than two examples, or sizes below one.
     """
-    chosen, demonstrations = random_samples(source.examples, samples, shots, seed)
+    chosen, demonstrations = random_samples(source.examples, samples, shots, seed, shared_shots)
     return extract_from(
         model, Template(model.tokenizer, source, style), chosen, demonstrations,
         site=site, layers=layers, positions=positions, batch_size=batch_size, progress=progress,
-        settings={"samples": len(chosen), "shots": len(demonstrations[0]), "seed": seed},
+        settings={
+            "samples": len(chosen), "shots": len(demonstrations[0]), "shared_shots": shared_shots, "seed": seed
+        },
     )  # fmt: skip
 
 

@@ -18,10 +18,11 @@ class CastStart(pl.Callback):
     Args:
         samples: source samples, for another task.
         shots: demonstrations in each few-shot prompt, for another task.
+        shared_shots: the same demonstrations for all samples, run once.
     """
 
-    def __init__(self, samples: int = 50, shots: int = 5) -> None:
-        self.samples, self.shots = samples, shots
+    def __init__(self, samples: int = 50, shots: int = 5, shared_shots: bool = False) -> None:
+        self.samples, self.shots, self.shared_shots = samples, shots, shared_shots
         self.vector: Intervention | None = None
         """The extracted vector at scale 1, on all layers that have the site."""
 
@@ -38,6 +39,7 @@ class CastStart(pl.Callback):
             if module.source == "own":
                 self.vector = extract_own(model, module.template, data.splits.train, **options)
             else:
-                options |= {"samples": self.samples, "shots": self.shots, "style": data.style, "seed": data.seed}
+                options |= {"samples": self.samples, "shots": self.shots, "shared_shots": self.shared_shots}
+                options |= {"style": data.style, "seed": data.seed}
                 self.vector = extract(model, load_task(module.source), **options)
         return self.vector

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from laai.evaluate import by_length, to_device
-from laai.forward import last_logits
+from laai.forward import answer_logits
 from laai.hooks import record_last_token
 from laai.prompts import Prompt, collate
+from laai.shared_prefix import share_prefix
 from laai.words import Site
 
 
@@ -50,6 +51,8 @@ def last_token_statistics(
 ) -> Statistics:
     """Activations at `site` at the last prompt token of each prompt; answers in the prompts are left out.
 
+    What all prompts begin with, demonstrations that they share, is run once.
+
     Args:
         llm: a causal LM, as it is.
         prompts: at least one.
@@ -60,12 +63,12 @@ def last_token_statistics(
         on_batch: told the number of prompts of each batch when it is done.
     """
     statistics = Statistics()
+    prompts = [Prompt(prompt.prefix, prompt.suffix[:1]) for prompt in prompts]
+    shared = share_prefix(llm, prompts)
+    rests = [shared.without(prompt) for prompt in prompts] if shared else prompts
     with record_last_token(llm, site, layers) as seen:
-        for rows in by_length(prompts, batch_size):
-            cut = [Prompt(prompts[i].prefix, prompts[i].suffix[:1]) for i in rows]
-            batch = to_device(collate(cut, pad), llm)
-            ids = torch.cat([batch.prefix_ids, batch.suffix_ids], dim=1)
-            last_logits(llm, ids, torch.cat([batch.prefix_mask, batch.suffix_mask], dim=1), keep=1)
+        for rows in by_length(rests, batch_size, equal=shared is not None):
+            answer_logits(llm, to_device(collate([rests[i] for i in rows], pad), llm), shared)
             statistics.update(seen, layers)
             on_batch(len(rows))
     return statistics

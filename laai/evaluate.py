@@ -116,7 +116,7 @@ def continuations(
     options = {}
     if shared is not None:
         ids = torch.cat([shared.ids.expand(len(ids), -1), ids], dim=1)
-        mask, options = torch.ones_like(ids), {"past_key_values": shared.prefix.expand(len(ids)).continued()}
+        mask, options = torch.ones_like(ids), {"past_key_values": shared.prefix.repeated(len(ids)).cache}
     check_length(llm, mask, max_new_tokens - 1)
     with _greedy(llm):
         out: Tensor = llm.generate(  # type: ignore[operator]

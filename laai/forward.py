@@ -33,7 +33,7 @@ def answer_logits(llm: nn.Module, batch: Batch, shared: SharedPrefix | None = No
     """Logits (batch, suffix tokens, vocabulary) at the suffix, by one forward over prefix and suffix."""
     ids = torch.cat([batch.prefix_ids, batch.suffix_ids], dim=1)
     mask = torch.cat([batch.prefix_mask, batch.suffix_mask], dim=1)
-    before = shared.prefix.expand(len(ids)) if shared else None
+    before = shared.prefix.repeated(len(ids)) if shared else None
     with prompts_of(batch.prompt_lengths + (len(shared) if shared else 0)):
         return last_logits(llm, ids, mask, batch.suffix_ids.shape[1], before)
 

@@ -22,6 +22,8 @@ from laai.errors import UserError
 from laai.evaluate import answer_limit, measure
 from laai.intervention import Intervention
 from laai.layer_choice import resolve_layers
+from laai.layer_profile import LayerProfile, profile_layers
+from laai.layers import find_decoder
 from laai.models import LanguageModel, load_model
 from laai.prompts import IGNORE, Batch, Template, pad_token
 from laai.scores import TaskMetrics
@@ -41,7 +43,7 @@ class LAAIModule(LightningModule):
         dtype: of the LLM: float32, bfloat16, float16 or auto. Vectors are always fp32.
         site: `heads` (concatenated head outputs before the output projection) or `residual` (a layer's output).
         layers: `all`, a number, a list of numbers, or `auto`: the first two thirds at `heads`; at `residual` the one
-            that a short cross-validation on the training examples prefers.
+            that a cross-validated race of layers on the training examples prefers.
         positions: `last_prompt`, `generated` (that one and all later tokens), or `all`.
         init: the vectors' start: `zero`, `random`, `cast`, or the path of an intervention file.
         source: of a `cast` start: `own` (the training examples themselves) or another task.
@@ -100,6 +102,8 @@ class LAAIModule(LightningModule):
         """Root mean square of the activation at the site, by layer: the unit of the learning rate."""
         self.teacher: list[Tensor] = []
         """Log-probabilities of the few-shot teacher at each training example's answer; empty without one."""
+        self.layer_profile: LayerProfile | None = None
+        """How layers compared, where one was chosen by `auto`."""
         self.optimizer_facts: dict[str, Any] = {}
         """Name, rate and weight decay of the optimiser, once there is one."""
         self.strict_loading = False  # checkpoints hold the vectors alone; `on_load_checkpoint` checks those
@@ -138,7 +142,11 @@ class LAAIModule(LightningModule):
         llm.to(self.trainer.strategy.root_device)
         prompts = [prompt for _, prompt in encode_training(self.template, self.data.splits.train)]
         with torch.inference_mode(False), torch.enable_grad():
-            layers = resolve_layers(self.layers, self.language_model, self.site, self.positions, prompts)
+            if self.layers == "auto" and self.site == "residual":
+                self.layer_profile = profile_layers(self.language_model, self.site, self.positions, prompts)
+                layers = [self.layer_profile.best]
+            else:
+                layers = resolve_layers(self.layers, find_decoder(llm), self.site)
         layers = self.trainer.strategy.broadcast(layers)  # devices may round differently
         pad = pad_token(self.language_model.tokenizer)
         statistics = last_token_statistics(llm, prompts, self.site, layers, pad=pad)

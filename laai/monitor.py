@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from laai.layer_profile import LayerProfile
 from laai.module import LAAIModule
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class Monitor(pl.Callback):
         """Note the start."""
         self._history, self._last, self._moved = [], [], []
         if isinstance(pl_module, LAAIModule):
+            if pl_module.layer_profile is not None:
+                log_figures(trainer, {"layers/held-out loss by layer": profile_figure(pl_module.layer_profile)})
             self._start = [v.detach().clone() for _, v in pl_module.intervention.items()]
         self._record(pl_module)
 
@@ -93,6 +96,30 @@ def _heat_map(values: Tensor, layers: list[int], x: str, y: str) -> Figure:
     axes.set(xlabel=x, ylabel=y)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(picture, label="‖vector‖ / ‖activation‖")
+    return figure
+
+
+def profile_figure(profile: LayerProfile) -> Figure:
+    """Held-out loss by layer after the steps that each was given; filled dots went all the way, the ring is chosen."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(5, 3), layout="constrained", dpi=160)
+    axes = figure.add_subplot()
+    layers = sorted(profile.nll)
+    axes.plot(layers, [profile.nll[layer] for layer in layers], color="#c0c0c0", zorder=1)
+    longest = max(profile.steps.values())
+    for steps in sorted(set(profile.steps.values())):
+        chosen = [layer for layer in layers if profile.steps[layer] == steps]
+        shade = "#1f77b4" if steps == longest else "white"
+        axes.scatter(chosen, [profile.nll[i] for i in chosen], color=shade, edgecolor="#1f77b4", zorder=2)
+        for layer in chosen:
+            axes.annotate(str(steps), (layer, profile.nll[layer]), (0, 7), textcoords="offset points", fontsize=7)
+    best = profile.best
+    axes.scatter([best], [profile.nll[best]], s=160, facecolor="none", edgecolor="#d62728", zorder=3)
+    axes.set(xlabel="layer", ylabel="held-out NLL per token", title=f"layer {best} chosen; numbers are steps")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

@@ -30,11 +30,12 @@ class Prefix:
     mask: Tensor
     cache: DynamicCache
 
-    def expand(self, rows: int) -> Prefix:
-        """One row's prefix as that of many."""
+    def repeated(self, times: int, copy: bool = True) -> Prefix:
+        """Each row `times` times in a row. `copy` False: in the mask alone, as attention that splits needs no more."""
         cache = self.continued()
-        cache.batch_repeat_interleave(rows)
-        return Prefix(self.mask.expand(rows, -1), cache)
+        if copy and times > 1:
+            cache.batch_repeat_interleave(times)
+        return Prefix(self.mask.repeat_interleave(times, dim=0), cache)
 
     def continued(self) -> DynamicCache:
         """A cache to go on with. It shares the tensors: a forward puts new ones into it and leaves these alone."""

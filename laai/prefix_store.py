@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from laai.prefix import Prefix, PrefixRow, rows_of, stack_rows
 from laai.prompts import Batch
 from laai.words import PrefixBudget
 
-Key = tuple[bytes, bytes]
-"""An example: its prefix' and its suffix' tokens."""
 AUTO_SHARE = 0.5
 """Share of the memory that is free when the first prefix is kept, that `auto` takes."""
 
 
-@dataclass
-class Kept:
-    """One example's prefix, and the state of its suffix (tokens, width) where the first steered layer starts."""
-
-    row: PrefixRow
-    start: Tensor | None = None
-
-
 class PrefixStore:
-    """Prefixes by example. What the budget does not hold is run again whenever it is needed.
+    """Prefixes by their tokens. What the budget does not hold is run again whenever it is needed.
 
     Args:
         budget: bytes on the model's device, or `auto` for half of what is free there. On a device that is not the CPU,
@@ -38,58 +28,60 @@ class PrefixStore:
 
     def __init__(self, budget: PrefixBudget = "auto") -> None:
         self._budget = budget
-        self._kept: dict[Key, Kept] = {}
+        self._rows: dict[bytes, PrefixRow] = {}
+        self._states: dict[tuple[bytes, bytes], Tensor] = {}
         self._left: dict[torch.device, int] | None = None
         self._said = False
 
     def __len__(self) -> int:
-        """Examples whose prefix is kept."""
-        return len(self._kept)
+        """Prefixes that are kept."""
+        return len(self._rows)
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """Bytes of all kept keys and values."""
-        return sum(kept.row.bytes for kept in self._kept.values())
+        return sum(row.bytes for row in self._rows.values())
 
     def clear(self) -> None:
         """Forget all prefixes."""
-        self._kept, self._left = {}, None
+        self._rows, self._states, self._left = {}, {}, None
 
     def fetch(self, batch: Batch, run: Callable[[Tensor, Tensor], Prefix]) -> Prefix:
         """The prefix of a batch: kept rows, and the others by `run`, which gets their ids and mask (rows, tokens)."""
-        keys = keys_of(batch)
-        missing = [i for i, key in enumerate(keys) if key not in self._kept]
+        keys, device = prefix_keys(batch), batch.prefix_ids.device
+        missing = {key: keys.index(key) for key in keys if key not in self._rows}
         if not missing:
-            device = batch.prefix_ids.device
-            return stack_rows([self._kept[key].row.to(device) for key in keys])
-        width = int(batch.prefix_mask[missing].sum(-1).max())
+            return stack_rows([self._rows[key].to(device) for key in keys])
+        chosen = list(missing.values())
+        width = int(batch.prefix_mask[chosen].sum(-1).max())
         columns = slice(batch.prefix_ids.shape[1] - width, None)
-        prefix = run(batch.prefix_ids[missing, columns], batch.prefix_mask[missing, columns])
-        if len(missing) < len(keys):
-            new = iter(rows_of(prefix))
-            kept = [self._kept.get(key) for key in keys]
-            prefix = stack_rows([next(new) if k is None else k.row.to(batch.prefix_ids.device) for k in kept])
+        prefix = run(batch.prefix_ids[chosen, columns], batch.prefix_mask[chosen, columns])
+        if len(chosen) < len(keys):
+            new = dict(zip((keys[i] for i in chosen), rows_of(prefix), strict=True))
+            prefix = stack_rows([new[key] if key in new else self._rows[key].to(device) for key in keys])
         rows = rows_of(prefix)  # views of the batch's own tensors, so that a batch that comes again costs nothing more
-        self._keep({keys[i]: rows[i] for i in missing})
+        self._keep({key: rows[i] for key, i in missing.items()})
         return prefix
 
-    def start(self, batch: Batch) -> Tensor | None:
-        """What `keep_start` was given for these examples: (batch, tokens, width), or None if any is missing."""
-        kept = [self._kept.get(key) for key in keys_of(batch)]
-        starts = [k.start for k in kept if k is not None and k.start is not None]
-        if len(starts) < len(kept):
+    def state(self, batch: Batch) -> Tensor | None:
+        """What `keep_state` was given for these examples: (batch, tokens, width), or None if any is missing."""
+        found = [self._states.get(key) for key in zip(prefix_keys(batch), suffix_keys(batch), strict=True)]
+        states = [state for state in found if state is not None]
+        if len(states) < len(found):
             return None
-        padded = torch.nn.utils.rnn.pad_sequence(starts, batch_first=True)
-        more = batch.suffix_ids.shape[1] - padded.shape[1]
-        return torch.nn.functional.pad(padded, (0, 0, 0, more)).to(batch.suffix_ids.device)
+        padded = nn.utils.rnn.pad_sequence(states, batch_first=True)
+        return functional.pad(padded, (0, 0, 0, batch.suffix_ids.shape[1] - padded.shape[1])).to(
+            batch.suffix_ids.device
+        )
 
-    def keep_start(self, batch: Batch, hidden: Tensor) -> None:
-        """Keep the state of each example's suffix tokens, (batch, tokens, width), at the first steered layer."""
-        for key, tokens, state in zip(keys_of(batch), batch.suffix_mask.sum(-1).tolist(), hidden, strict=True):
-            if key in self._kept:
-                self._kept[key].start = state[:tokens]
+    def keep_state(self, batch: Batch, hidden: Tensor) -> None:
+        """Keep a state (batch, tokens, width) of the suffix's tokens, for examples whose prefix is kept."""
+        lengths = batch.suffix_mask.sum(-1).tolist()
+        for prefix, suffix, tokens, state in zip(prefix_keys(batch), suffix_keys(batch), lengths, hidden, strict=True):
+            if prefix in self._rows:
+                self._states[prefix, suffix] = state[:tokens]
 
-    def _keep(self, rows: Mapping[Key, PrefixRow]) -> None:
+    def _keep(self, rows: Mapping[bytes, PrefixRow]) -> None:
         """Keep what fits: all rows as the views that they are, or copies of some, lest they hold the memory of all."""
         device = next(iter(rows.values())).layers[0][0].device
         if self._left is None:
@@ -99,13 +91,13 @@ class PrefixStore:
             home = next((place for place, left in self._left.items() if row.bytes <= left), None)
             if home is not None:
                 self._left[home] -= row.bytes
-                self._kept[key] = Kept(row if all_fit else row.to(home, copy=True))
+                self._rows[key] = row if all_fit else row.to(home, copy=True)
             elif not self._said:
                 self._said = True
                 logging.getLogger("laai").warning(
-                    "the prefixes of %d training examples fill the prefix cache (%.3g GB); those of the others are run "
-                    "at every step: raise --model.prefix_cache if there is memory",
-                    len(self), self.bytes / 1e9,
+                    "%d prefixes fill the prefix cache (%.3g GB); others are run whenever they are needed: "
+                    "raise --model.prefix_cache if there is memory",
+                    len(self), self.size / 1e9,
                 )  # fmt: skip
 
 
@@ -121,26 +113,16 @@ def free_bytes(device: torch.device, budget: PrefixBudget) -> dict[torch.device,
     return {device: int(AUTO_SHARE * free), torch.device("cpu"): host}
 
 
-def keys_of(batch: Batch) -> list[Key]:
-    """The examples of a batch by their tokens, which a row number does not tell apart across data sets."""
-    tables = (batch.prefix_ids, batch.prefix_mask, batch.suffix_ids, batch.suffix_mask)
-    prefix, before, suffix, after = (table.cpu() for table in tables)
-    return [
-        (_bytes(prefix[i], before[i]), _bytes(suffix[i], after[i]))
-        for i in range(len(prefix))
-    ]  # fmt: skip
+def prefix_keys(batch: Batch) -> list[bytes]:
+    """The prefixes of a batch by their tokens, which a row number does not tell apart across data sets."""
+    return _keys(batch.prefix_ids, batch.prefix_mask)
 
 
-def _bytes(ids: Tensor, mask: Tensor) -> bytes:
-    return bytes(ids[mask.bool()].numpy().tobytes())
+def suffix_keys(batch: Batch) -> list[bytes]:
+    """The suffixes of a batch by their tokens."""
+    return _keys(batch.suffix_ids, batch.suffix_mask)
 
 
-def take_rows(batch: Batch, rows: Sequence[int]) -> Batch:
-    """Some rows of a batch, without the columns that are padding in all of them."""
-    chosen = Batch(*(table[list(rows)] for table in batch))
-    before = batch.prefix_ids.shape[1] - int(chosen.prefix_mask.sum(-1).max())
-    after = int(chosen.suffix_mask.sum(-1).max())
-    return Batch(
-        chosen.prefix_ids[:, before:], chosen.prefix_mask[:, before:],
-        chosen.suffix_ids[:, :after], chosen.suffix_mask[:, :after], chosen.labels[:, :after], chosen.rows,
-    )  # fmt: skip
+def _keys(ids: Tensor, mask: Tensor) -> list[bytes]:
+    rows = zip(ids.cpu(), mask.cpu().bool(), strict=True)
+    return [row[real].numpy().tobytes() for row, real in rows]

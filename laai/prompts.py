@@ -69,6 +69,18 @@ class Batch(NamedTuple):
         """(batch,) number of prompt tokens in each row."""
         return self.prefix_mask.sum(-1) + 1
 
+    def repeated(self, times: int) -> Batch:
+        """Each row `times` times in a row."""
+        return Batch(*(table.repeat_interleave(times, dim=0) for table in self))
+
+    def rows_at(self, rows: Sequence[int]) -> Batch:
+        """Some rows, without the columns that are padding in all of them."""
+        chosen = Batch(*(table[list(rows)] for table in self))
+        before = self.prefix_ids.shape[1] - int(chosen.prefix_mask.sum(-1).max())
+        after = int(chosen.suffix_mask.sum(-1).max())
+        suffix = (chosen.suffix_ids[:, :after], chosen.suffix_mask[:, :after], chosen.labels[:, :after])
+        return Batch(chosen.prefix_ids[:, before:], chosen.prefix_mask[:, before:], *suffix, chosen.rows)
+
 
 @dataclass(frozen=True)
 class Template:

@@ -24,6 +24,10 @@ class LayerOutput:
     hidden: Tensor
     wrap: Callable[[Tensor], Any]
 
+    def repeated(self, times: int) -> LayerOutput:
+        """Each row `times` times in a row."""
+        return LayerOutput(self.hidden.repeat_interleave(times, dim=0), self.wrap)
+
 
 def unchanged_layers(decoder: Decoder, keys: Sequence[tuple[Site, int]]) -> list[nn.Module]:
     """The layers whose own output no vector at any of `keys` (site, layer) can change, from the first on.
@@ -35,27 +39,27 @@ def unchanged_layers(decoder: Decoder, keys: Sequence[tuple[Site, int]]) -> list
 
 
 @contextmanager
-def recording(layers: Sequence[nn.Module]) -> Iterator[list[LayerOutput]]:
-    """Note what the last of `layers` returns, before any hook, in the list that is yielded.
+def recording(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, LayerOutput]]:
+    """Note what each of `layers` returns, before any hook, in the dict that is yielded.
 
     Of what it returns beside the hidden state (attention weights, say) nothing is noted: `skipping` has None there.
     """
-    seen: list[LayerOutput] = []
-    if not layers:
-        yield seen
-        return
-    run = layers[-1].forward
+    seen: dict[nn.Module, LayerOutput] = {}
 
-    def record(*args: Any, **kwargs: Any) -> Any:
-        output = run(*args, **kwargs)
-        many = isinstance(output, tuple | list)
-        hidden, *others = output if many else [output]
-        if isinstance(hidden, Tensor) and hidden.dim() == 3:
-            form, rest = type(output), [None] * len(others)
-            seen[:] = [LayerOutput(hidden.detach(), (lambda h: form([h, *rest])) if many else (lambda h: h))]
-        return output
+    def recorder(layer: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
+        def record(*args: Any, **kwargs: Any) -> Any:
+            output = run(*args, **kwargs)
+            many = isinstance(output, tuple | list)
+            hidden, *others = output if many else [output]
+            if isinstance(hidden, Tensor) and hidden.dim() == 3:
+                form, rest = type(output), [None] * len(others)
+                wrap: Callable[[Tensor], Any] = (lambda h: form([h, *rest])) if many else (lambda h: h)
+                seen[layer] = LayerOutput(hidden.detach(), wrap)
+            return output
 
-    with _forwards({layers[-1]: record}):
+        return record
+
+    with _forwards({layer: recorder(layer, layer.forward) for layer in layers}):
         yield seen
 
 

@@ -53,6 +53,24 @@ def test_vectors_are_means_of_differences(character_model, letter_task, name, si
         torch.testing.assert_close(vector[site, layer].detach(), by_hand[layer], rtol=1e-3, atol=2e-4)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_shared_demonstrations_are_run_once(character_model, letter_task, name):
+    model, runs = character_model(name), []
+    samples, shots = random_samples(letter_task.examples, 7, 2, 3, shared=True)
+    by_hand = mean_of_differences(model, letter_task, samples, shots, "residual")
+    handle = model.llm.get_input_embeddings().register_forward_hook(lambda _, __, out: runs.append(out.shape[:2]))
+    try:
+        vector = cast.extract(
+            model, letter_task, samples=7, shots=2, site="residual", shared_shots=True, seed=3, progress=False
+        )
+    finally:
+        handle.remove()
+    demonstrations = len(text_by_hand(letter_task, "", shots[0])) - len("\n>")
+    assert [rows for rows, length in runs if length >= demonstrations] == [1]
+    for layer in range(LAYERS):
+        torch.testing.assert_close(vector["residual", layer].detach(), by_hand[layer], rtol=1e-3, atol=2e-4)
+
+
 def test_own_examples_stand_behind_all_others(character_model, letter_task):
     model, few = character_model("llama"), letter_task.examples[:4]
     others = [[o for o in few if o is not e] for e in few]

@@ -33,6 +33,15 @@ def test_every_other_example_is_shown_as_often():
     assert all(abs(count - expected) < 5 * expected**0.5 for count in counts.values())
 
 
+@pytest.mark.parametrize(("samples", "shots"), [(1, 1), (5, 3), (12, 11), (50, 4)])
+def test_shared_demonstrations_are_no_samples(samples, shots):
+    for seed in range(20):
+        chosen, shown = random_samples(POOL, samples, shots, seed, shared=True)
+        assert len(chosen) == len(shown) == min(samples, len(POOL) - shots)
+        assert all(demonstrations == shown[0] for demonstrations in shown)
+        assert len({e.input for e in [*chosen, *shown[0]]}) == len(chosen) + shots
+
+
 def test_seeds():
     assert random_samples(POOL, 5, 3, 7) == random_samples(POOL, 5, 3, 7)
     assert random_samples(POOL, 5, 3, 7) != random_samples(POOL, 5, 3, 8)

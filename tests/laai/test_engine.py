@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, MambaConfig, Qwen3NextConfig
 
-from laai.engine import CLOSE, PrefixEngine, disturbed
+from laai.engine import PrefixEngine, disturbed
 from laai.forward import answer_logits, mean_nll
+from laai.frozen import CLOSE
 from laai.intervention import Intervention
 from laai.prompts import IGNORE, Prompt, collate
 from laai.steered import SteeredLM, without_unlabelled_end
