@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from laai.evaluate import to_device
-from laai.forward import answer_nll, mean_nll
 from laai.intervention import Intervention
 from laai.models import LanguageModel
-from laai.prompts import Prompt, collate, pad_token
+from laai.prompts import Prompt
+from laai.sweep import sweep
 
 SCALES = (0.25, 0.5, 1.0, 1.5, 2.0)
 
@@ -26,9 +25,6 @@ def best_scale(
         prompts: labelled prompts with their answers, as for training.
         scales: what to try.
     """
-    batch = to_device(collate(prompts, pad_token(model.tokenizer)), model.llm)
-    losses: dict[float, float] = {}
-    for scale in scales:
-        with (scale * vector).on(model), torch.no_grad():
-            losses[scale] = float(mean_nll(answer_nll(model.llm, batch), batch.labels))
-    return min(losses, key=lambda scale: losses[scale])
+    nll = sweep(model, [vector], scales, prompts).nll[0]  # (scales, prompts), mean per token
+    tokens = torch.tensor([len(prompt.answer) for prompt in prompts])
+    return list(scales)[int((nll * tokens).sum(-1).argmin())]

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from laai.evaluate import by_length, to_device
+from laai.batches import started_batches
 from laai.forward import answer_logits
 from laai.hooks import record_last_token
-from laai.prompts import Prompt, collate
-from laai.shared_prefix import share_prefix
+from laai.prompts import Prompt
 from laai.words import Site
 
 
@@ -64,11 +63,9 @@ def last_token_statistics(
     """
     statistics = Statistics()
     prompts = [Prompt(prompt.prefix, prompt.suffix[:1]) for prompt in prompts]
-    shared = share_prefix(llm, prompts)
-    rests = [shared.without(prompt) for prompt in prompts] if shared else prompts
     with record_last_token(llm, site, layers) as seen:
-        for rows in by_length(rests, batch_size, equal=shared is not None):
-            answer_logits(llm, to_device(collate([rests[i] for i in rows], pad), llm), shared)
+        for started in started_batches(llm, prompts, pad, batch_size):
+            answer_logits(llm, started.batch, started.before)
             statistics.update(seen, layers)
-            on_batch(len(rows))
+            on_batch(len(started.rows))
     return statistics

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import lightning.pytorch as pl
 from torch import Tensor, nn
 
+from laai.batches import Reuse
 from laai.data import FewShotDataModule
 from laai.errors import UserError
 from laai.evaluate import Measured, answer_limit, measure
@@ -34,8 +35,12 @@ class Evaluation(pl.LightningModule):
     After the loop: `scores` over all devices, and `measured`, this device's examples.
     """
 
-    def __init__(self, language_model: LanguageModel, data: FewShotDataModule, method: Method) -> None:
+    def __init__(
+        self, language_model: LanguageModel, data: FewShotDataModule, method: Method, reuse: Reuse | None = None
+    ) -> None:
         super().__init__()
+        vector = method.intervention
+        self._reuse = reuse if vector is None or vector.positions != "all" else None
         self.llm: nn.Module = language_model.llm
         self.method, self._data, self._language_model = method, data, language_model
         self.template = data.template(language_model.tokenizer)
@@ -60,6 +65,7 @@ class Evaluation(pl.LightningModule):
             self.method.demonstrations,
             max_new_tokens=self._limit,
             batch_size=self._data.eval_batch_size,
+            reuse=self._reuse,
         )
         self.measured += measured
         self.metrics.update(measured)
@@ -87,9 +93,9 @@ def compare(
     """
     if not data.splits.test:
         raise UserError("there are no test examples to compare on; ask for some by test")
-    done = []
+    done, reuse = [], Reuse()
     for method in methods:
-        evaluation = Evaluation(language_model, data, method)
+        evaluation = Evaluation(language_model, data, method, reuse)
         logging.getLogger("laai").info("testing %s", method.name)
         try:
             trainer.test(evaluation, dataloaders=data.test_dataloader(), verbose=False)

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from laai.frozen import FrozenBatch, Way, find_way, prefix_of
+from laai.frozen import FrozenBatch, Way, find_way
 from laai.intervention import Intervention
 from laai.layers import find_decoder
+from laai.prefix import prefix_of
 from laai.prefix_store import PrefixStore
 from laai.prompts import Batch
 from laai.skipping import LayerOutput, unchanged_layers

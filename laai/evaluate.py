@@ -6,19 +6,21 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from laai.batches import Reuse, Started, started_batches
 from laai.forward import answer_nll
 from laai.metrics import exact_match, forced_choice
 from laai.prefix import check_length
-from laai.prompts import Batch, Prompt, Template, collate, pad_token
-from laai.shared_prefix import SharedPrefix, share_prefix
+from laai.prompts import Prompt, Template, pad_token
 from laai.tasks import Example
+
+Sharing = tuple[Reuse | None, bool]
+"""What `started_batches` takes: prefixes run before, and whether each prompt's own is worth keeping."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ def measure(
     *,
     max_new_tokens: int | None = None,
     batch_size: int = 32,
+    reuse: Reuse | None = None,
 ) -> list[Measured]:
     """Measure `llm` as it is, with whatever vectors are attached to it.
 
@@ -65,16 +68,17 @@ def measure(
         demonstrations: shown before every query (few-shot).
         max_new_tokens: bound on generation; default: `answer_limit` of these examples.
         batch_size: prompts run at a time; prompts of similar length go together.
+        reuse: prefixes that earlier calls ran, and a place for those that this one runs; see `Reuse` for when it may be
+            used. Generation times count a prefix as if it had been run for this call.
     """
     if not examples:
         return []
     prompts = [template.encode(e.input, demonstrations, e.output) for _, e in examples]
     limit = max_new_tokens or answer_limit(template, [e for _, e in examples])
-    answers, seconds = _generate(llm, template, prompts, limit, batch_size)
-    nlls = [
-        total / len(p.answer) for total, p in zip(_nll_sums(llm, template, prompts, batch_size), prompts, strict=True)
-    ]
-    chosen = _choose(llm, template, [e for _, e in examples], demonstrations, batch_size)
+    sharing = (reuse, reuse is not None and not demonstrations)
+    answers, seconds, sums = _answer(llm, template, prompts, limit, batch_size, sharing)
+    nlls = [total / len(prompt.answer) for total, prompt in zip(sums, prompts, strict=True)]
+    chosen = _choose(llm, template, [e for _, e in examples], demonstrations, batch_size, sharing)
     return [
         Measured(
             row=row,
@@ -99,24 +103,22 @@ def answer_limit(template: Template, examples: Sequence[Example]) -> int:
 
 
 def continuations(
-    llm: nn.Module,
-    template: Template,
-    prompts: Sequence[Prompt],
-    max_new_tokens: int,
-    shared: SharedPrefix | None = None,
+    llm: nn.Module, template: Template, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int = 32
 ) -> list[str]:
-    """What the model writes after each prompt, by transformers' own `generate`, greedily. Answers are left out.
+    """What the model writes after each prompt, by transformers' own `generate`, greedily. Answers are left out."""
+    texts = [""] * len(prompts)
+    for started in started_batches(llm, prompts, pad_token(template.tokenizer), batch_size):
+        for i, text in zip(started.rows, _continue(llm, template, started, max_new_tokens), strict=True):
+            texts[i] = text
+    return texts
 
-    With `shared`, prompts are the rests after it, all of one length.
-    """
-    tokenizer = template.tokenizer
-    batch = to_device(collate([Prompt(p.prefix, p.suffix[:1]) for p in prompts], pad_token(tokenizer)), llm)
-    ids = torch.cat([batch.prefix_ids, batch.suffix_ids], dim=1)
-    mask = torch.cat([batch.prefix_mask, batch.suffix_mask], dim=1)
-    options = {}
-    if shared is not None:
-        ids = torch.cat([shared.ids.expand(len(ids), -1), ids], dim=1)
-        mask, options = torch.ones_like(ids), {"past_key_values": shared.prefix.repeated(len(ids)).cache}
+
+def _continue(llm: nn.Module, template: Template, started: Started, max_new_tokens: int) -> list[str]:
+    tokenizer, batch, before = template.tokenizer, started.batch, started.before
+    ids = torch.cat([started.ids, batch.prefix_ids, batch.suffix_ids[:, :1]], dim=1)
+    mask = torch.cat([batch.prefix_mask, batch.suffix_mask[:, :1]], dim=1)
+    mask = mask if before is None else torch.cat([before.mask, mask], dim=1)
+    options = {} if before is None else {"past_key_values": before.continued()}
     check_length(llm, mask, max_new_tokens - 1)
     with _greedy(llm):
         out: Tensor = llm.generate(  # type: ignore[operator]
@@ -142,38 +144,41 @@ def _greedy(llm: nn.Module) -> Iterator[None]:
         model.generation_config = own
 
 
-def _generate(
-    llm: nn.Module, template: Template, prompts: Sequence[Prompt], limit: int, batch_size: int
-) -> tuple[list[str], list[float]]:
-    """First line of what the model writes after each prompt, and the seconds it took."""
-    answers, seconds = [""] * len(prompts), [0.0] * len(prompts)
-    began = time.perf_counter()
-    shared = share_prefix(llm, prompts)
-    once = (time.perf_counter() - began) / len(prompts)
-    rests = [shared.without(prompt) for prompt in prompts] if shared else prompts
-    for rows in by_length(rests, batch_size, equal=shared is not None):
+def _answer(
+    llm: nn.Module, template: Template, prompts: Sequence[Prompt], limit: int, batch_size: int, sharing: Sharing
+) -> tuple[list[str], list[float], list[float]]:
+    """For each prompt: the first line of what the model writes, the seconds it took, and its answer's summed NLL."""
+    answers, seconds, sums = [""] * len(prompts), [0.0] * len(prompts), [0.0] * len(prompts)
+    for started in started_batches(llm, prompts, pad_token(template.tokenizer), batch_size, *sharing):
         began = time.perf_counter()
-        texts = continuations(llm, template, [rests[i] for i in rows], limit, shared)
-        elapsed = (time.perf_counter() - began) / len(rows) + once
-        for i, text in zip(rows, texts, strict=True):
-            answers[i], seconds[i] = next(iter(text.strip().splitlines()), "").strip(), elapsed
-    return answers, seconds
+        texts = _continue(llm, template, started, limit)
+        elapsed = (time.perf_counter() - began) / len(texts)
+        nlls = answer_nll(llm, started.batch, started.before).sum(-1).tolist()
+        for i, text, nll, once in zip(started.rows, texts, nlls, started.seconds, strict=True):
+            answers[i] = next(iter(text.strip().splitlines()), "").strip()
+            seconds[i], sums[i] = elapsed + once, nll
+    return answers, seconds, sums
 
 
-def _nll_sums(llm: nn.Module, template: Template, prompts: Sequence[Prompt], batch_size: int) -> list[float]:
+def _nll_sums(
+    llm: nn.Module, template: Template, prompts: Sequence[Prompt], batch_size: int, sharing: Sharing
+) -> list[float]:
     """Negative log-likelihood of each prompt's answer, summed over its tokens."""
     sums = [0.0] * len(prompts)
-    shared = share_prefix(llm, prompts)
-    rests = [shared.without(prompt) for prompt in prompts] if shared else prompts
-    for rows in by_length(rests, batch_size, equal=shared is not None):
-        batch = to_device(collate([rests[i] for i in rows], pad_token(template.tokenizer)), llm)
-        for i, total in zip(rows, answer_nll(llm, batch, shared).sum(-1).tolist(), strict=True):
+    for started in started_batches(llm, prompts, pad_token(template.tokenizer), batch_size, *sharing):
+        nlls = answer_nll(llm, started.batch, started.before).sum(-1).tolist()
+        for i, total in zip(started.rows, nlls, strict=True):
             sums[i] = total
     return sums
 
 
 def _choose(
-    llm: nn.Module, template: Template, examples: Sequence[Example], demonstrations: Sequence[Example], batch_size: int
+    llm: nn.Module,
+    template: Template,
+    examples: Sequence[Example],
+    demonstrations: Sequence[Example],
+    batch_size: int,
+    sharing: Sharing,
 ) -> list[tuple[int, int]]:
     """The likeliest option of each example by sum and by mean per token; (-1, -1) where it has no choices."""
     options = [
@@ -181,7 +186,7 @@ def _choose(
         for e in examples
         for option in e.choices or ()
     ]
-    sums = iter(zip(_nll_sums(llm, template, options, batch_size), options, strict=True))
+    sums = iter(zip(_nll_sums(llm, template, options, batch_size, sharing), options, strict=True))
     chosen: list[tuple[int, int]] = []
     for example in examples:
         if not example.choices:
@@ -190,22 +195,3 @@ def _choose(
         nlls, lengths = zip(*((s, len(p.answer)) for s, p in (next(sums) for _ in example.choices)), strict=True)
         chosen.append((forced_choice(nlls), forced_choice(nlls, lengths)))
     return chosen
-
-
-def by_length(prompts: Sequence[Prompt], batch_size: int, equal: bool = False) -> Iterator[list[int]]:
-    """Batches of row numbers, longest prompts first, so that little is padding and memory fails early if it does.
-
-    With `equal`, the prompts of a batch have one length, answers aside: behind a shared beginning padding would stand
-    between real tokens, where sliding windows and MPT's distances count it.
-    """
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].prefix) - (not equal) * len(prompts[i].suffix))
-    groups = [list(g) for _, g in groupby(order, key=lambda i: len(prompts[i].prefix))] if equal else [order]
-    for group in groups:
-        for start in range(0, len(group), batch_size):
-            yield group[start : start + batch_size]
-
-
-def to_device(batch: Batch, llm: nn.Module) -> Batch:
-    """The batch on the device of the model's embedding."""
-    device = llm.get_input_embeddings().weight.device  # type: ignore[operator]
-    return Batch(*(tensor.to(device) for tensor in batch))

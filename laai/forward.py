@@ -11,40 +11,33 @@ from torch.nn import functional
 from laai.positions import prompts_of
 from laai.prefix import Prefix, position_options
 from laai.prompts import IGNORE, Batch
-from laai.shared_prefix import SharedPrefix
 from laai.split_attention import apart, splitting
 
 
-def answer_nll(llm: nn.Module, batch: Batch, shared: SharedPrefix | None = None) -> Tensor:
+def answer_nll(llm: nn.Module, batch: Batch, before: Prefix | None = None) -> Tensor:
     """Negative log-likelihood of each answer token by one forward over prefix and suffix.
 
     Args:
         llm: a causal LM, as it is.
         batch: prompts with their answers.
-        shared: what all prompts begin with, run already; the batch holds the rest of each.
+        before: what comes before each row, run already.
 
     Returns:
         (batch, suffix tokens), fp32: −log p(labels[:, j] | tokens up to suffix position j), 0 at `IGNORE`.
     """
-    return token_nll(answer_logits(llm, batch, shared), batch.labels)
+    return token_nll(answer_logits(llm, batch, before), batch.labels)
 
 
-def answer_logits(llm: nn.Module, batch: Batch, shared: SharedPrefix | None = None) -> Tensor:
-    """Logits (batch, suffix tokens, vocabulary) at the suffix, by one forward over prefix and suffix."""
+def answer_logits(llm: nn.Module, batch: Batch, before: Prefix | None = None, split: bool = False) -> Tensor:
+    """Logits (batch, suffix tokens, vocabulary) at the suffix, by one forward over prefix and suffix.
+
+    `before`: tokens that come before each row, run already. `split`: attend to those where they lie, instead of
+    appending to a copy of them.
+    """
     ids = torch.cat([batch.prefix_ids, batch.suffix_ids], dim=1)
     mask = torch.cat([batch.prefix_mask, batch.suffix_mask], dim=1)
-    before = shared.prefix.repeated(len(ids)) if shared else None
-    with prompts_of(batch.prompt_lengths + (len(shared) if shared else 0)):
-        return last_logits(llm, ids, mask, batch.suffix_ids.shape[1], before)
-
-
-def suffix_logits(llm: nn.Module, batch: Batch, prefix: Prefix, split: bool = False) -> Tensor:
-    """The same by a forward over the suffix alone, after the batch's own prefix, which is run already.
-
-    `split`: attend to the prefix where it lies, instead of appending to a copy of it.
-    """
-    with prompts_of(batch.prompt_lengths):
-        return last_logits(llm, batch.suffix_ids, batch.suffix_mask, batch.suffix_ids.shape[1], prefix, split)
+    with prompts_of(batch.prompt_lengths + (0 if before is None else before.mask.sum(-1))):
+        return last_logits(llm, ids, mask, batch.suffix_ids.shape[1], before, split)
 
 
 def last_logits(

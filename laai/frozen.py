@@ -12,8 +12,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from laai.forward import answer_logits, suffix_logits, token_nll
-from laai.prefix import Prefix, run_prefix
+from laai.forward import answer_logits, token_nll
+from laai.prefix import Prefix, prefix_of
 from laai.prompts import Batch
 from laai.skipping import LayerOutput, recording, skipping
 
@@ -57,7 +57,7 @@ class FrozenBatch:
             nullcontext() if output is None else skipping(below, output),
             recording([*record, *below[-1:]] if output is None else record) as seen,
         ):
-            logits = suffix_logits(self.llm, self.batch, self.prefix, self.way == "split")
+            logits = answer_logits(self.llm, self.batch.without_prefix(), self.prefix, self.way == "split")
         self.outputs |= seen
         return logits
 
@@ -66,14 +66,6 @@ class FrozenBatch:
         prefix = self.prefix.repeated(times, copy=self.way == "append")
         outputs = {layer: self.outputs[layer].repeated(times) for layer in below[-1:] if layer in self.outputs}
         return FrozenBatch(self.llm, self.batch.repeated(times), prefix, self.way, outputs, self.skips)
-
-
-def prefix_of(llm: nn.Module, ids: Tensor, mask: Tensor) -> Prefix:
-    """`run_prefix`, which raises RuntimeError where there is nothing to continue."""
-    prefix = run_prefix(llm, ids, mask)
-    if prefix is None:
-        raise RuntimeError("this model keeps no keys and values that can be continued row by row")
-    return prefix
 
 
 @torch.no_grad()

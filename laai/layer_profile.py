@@ -10,8 +10,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from laai.activations import last_token_statistics
+from laai.batches import to_device
 from laai.errors import UserError
-from laai.evaluate import to_device
 from laai.forward import answer_logits, mean_nll, token_nll
 from laai.frozen import FrozenBatch
 from laai.hooks import Attachment, steer

@@ -66,6 +66,14 @@ def run_prefix(llm: nn.Module, ids: Tensor, mask: Tensor) -> Prefix | None:
     return Prefix(mask, cache)
 
 
+def prefix_of(llm: nn.Module, ids: Tensor, mask: Tensor) -> Prefix:
+    """`run_prefix`, which raises NotImplementedError where there is nothing to continue."""
+    prefix = run_prefix(llm, ids, mask)
+    if prefix is None:
+        raise NotImplementedError("this model keeps no keys and values that can be continued row by row")
+    return prefix
+
+
 @dataclass(frozen=True)
 class PrefixRow:
     """One example's prefix, without padding.

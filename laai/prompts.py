@@ -69,6 +69,10 @@ class Batch(NamedTuple):
         """(batch,) number of prompt tokens in each row."""
         return self.prefix_mask.sum(-1) + 1
 
+    def without_prefix(self) -> Batch:
+        """What is left when the prefixes are run already."""
+        return Batch(self.prefix_ids[:, :0], self.prefix_mask[:, :0], *self[2:5], self.rows)
+
     def repeated(self, times: int) -> Batch:
         """Each row `times` times in a row."""
         return Batch(*(table.repeat_interleave(times, dim=0) for table in self))

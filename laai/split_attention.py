@@ -83,7 +83,7 @@ def split_attention(
     rows, kinds = keys.shape[:2]
     shared, group = batch // rows, heads // kinds
     grouped = query.reshape(batch, kinds, group * tokens, width) * (width**-0.5 if scaling is None else scaling)
-    near = (grouped @ key.mT).view(batch, heads, tokens, -1)
+    near = (grouped @ key.mT).reshape(batch, heads, tokens, -1)
     far = _unshare(_share(grouped, rows) @ keys.mT, shared).reshape(batch, heads, tokens, -1)
     scores = torch.cat([far, near], dim=-1)
     if softcap is not None:
@@ -93,11 +93,11 @@ def split_attention(
     if s_aux is not None:
         scores = torch.cat([scores, s_aux.view(1, -1, 1, 1).expand(batch, -1, tokens, 1).to(scores.dtype)], dim=-1)
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
-    weights = weights.view(batch, kinds, group * tokens, -1)
+    weights = weights.reshape(batch, kinds, group * tokens, -1)
     split = keys.shape[2]
     out = _unshare(_share(weights[..., :split], rows) @ values, shared)
     out = out + weights[..., split : split + key.shape[2]] @ value
-    return out.view(batch, heads, tokens, -1).transpose(1, 2).contiguous(), None
+    return out.reshape(batch, heads, tokens, -1).transpose(1, 2).contiguous(), None
 
 
 def _share(x: Tensor, rows: int) -> Tensor:
@@ -105,7 +105,7 @@ def _share(x: Tensor, rows: int) -> Tensor:
     batch, kinds, n, width = x.shape
     if batch == rows:
         return x
-    return x.view(rows, batch // rows, kinds, n, width).transpose(1, 2).reshape(rows, kinds, -1, width)
+    return x.reshape(rows, batch // rows, kinds, n, width).transpose(1, 2).reshape(rows, kinds, -1, width)
 
 
 def _unshare(x: Tensor, shared: int) -> Tensor:
@@ -113,7 +113,7 @@ def _unshare(x: Tensor, shared: int) -> Tensor:
     if shared == 1:
         return x
     rows, kinds, n, width = x.shape
-    return x.view(rows, kinds, shared, n // shared, width).transpose(1, 2).reshape(rows * shared, kinds, -1, width)
+    return x.reshape(rows, kinds, shared, n // shared, width).transpose(1, 2).reshape(rows * shared, kinds, -1, width)
 
 
 AttentionInterface.register(NAME, split_attention)

@@ -8,15 +8,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from laai.batches import by_length, to_device
 from laai.engine import disturbed
-from laai.evaluate import by_length, to_device
 from laai.forward import answer_logits, token_nll
-from laai.frozen import FrozenBatch, find_way, prefix_of
+from laai.frozen import FrozenBatch, find_way
 from laai.hooks import Attachment, Edit, steer
 from laai.intervention import Intervention
 from laai.layers import find_decoder
 from laai.models import LanguageModel
 from laai.positions import Where
+from laai.prefix import prefix_of
 from laai.prompts import IGNORE, Batch, Prompt, collate, pad_token
 from laai.skipping import unchanged_layers
 from laai.steered import without_unlabelled_end

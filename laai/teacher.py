@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from laai.evaluate import by_length, to_device
+from laai.batches import by_length, to_device
 from laai.forward import answer_logits
 from laai.prompts import IGNORE, Prompt, Template, collate, pad_token
 from laai.tasks import Example

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from laai import evaluate
+from laai import batches
+from laai.batches import Reuse, by_length
 from laai.errors import UserError
-from laai.evaluate import answer_limit, by_length, measure
+from laai.evaluate import answer_limit, measure
 from laai.intervention import Intervention
 from laai.prompts import Template
 from laai.tasks import Example, Task
@@ -97,11 +98,35 @@ def test_steered_behind_a_shared_beginning(character_model, letter_task, monkeyp
     vectors = random_vectors(name, [("residual", 0), ("heads", 1)], 0.5)
     with Intervention(vectors, positions=positions).on(model):
         shared = measure(model.llm, template, numbered(examples), shots, batch_size=4)
-        monkeypatch.setattr(evaluate, "share_prefix", lambda *_: None)
+        monkeypatch.setattr(batches, "share_prefix", lambda *_: None)
         unshared = measure(model.llm, template, numbered(examples), shots, batch_size=4)
     by_hand = measure_by_hand(model, template, examples, shots, vectors, positions)
     assert_same(unshared, by_hand)
     assert_same(shared, by_hand)
+
+
+@pytest.mark.parametrize("positions", [None, "last_prompt", "generated"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_was_run_before_is_reused(character_model, letter_task, name, positions):
+    """Prefixes that were kept without any vector, used under one; and a common beginning run once for two calls."""
+    model, runs = character_model(name), []
+    template, examples = Template(model.tokenizer, letter_task), letter_task.examples[3:]
+    shots, reuse = letter_task.examples[:3], Reuse()
+    measure(model.llm, template, numbered(examples), batch_size=4, reuse=reuse)
+    measure(model.llm, template, numbered(examples[:2]), shots, batch_size=4, reuse=reuse)
+    vectors = random_vectors(name, [("residual", 0), ("heads", 1)], 0.5) if positions else {}
+    handle = model.llm.get_input_embeddings().register_forward_hook(lambda _, __, out: runs.append(out.shape[1]))
+    try:
+        with Intervention(vectors, positions=positions or "last_prompt").on(model):
+            zero_shot = measure(model.llm, template, numbered(examples), batch_size=3, reuse=reuse)
+            longest = max(len(template.encode(e.input, answer=e.output).suffix) for e in examples)
+            assert max(runs) <= longest, "suffixes alone"
+            few_shot = measure(model.llm, template, numbered(examples), shots, batch_size=4, reuse=reuse)
+            assert max(runs) < len(template.encode("", shots).prefix)
+    finally:
+        handle.remove()
+    assert_same(zero_shot, measure_by_hand(model, template, examples, (), vectors, positions or "all"))
+    assert_same(few_shot, measure_by_hand(model, template, examples, shots, vectors, positions or "all"))
 
 
 def test_batches_do_not_change_what_is_measured(tiny, word_task):

@@ -1,0 +1,129 @@
+"""Prompts in batches, less the tokens that were run before: a common beginning, or each prompt's own prefix."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from laai.prefix import Prefix, prefix_of
+from laai.prefix_store import PrefixStore, prefix_keys
+from laai.prompts import Batch, Prompt, collate
+from laai.shared_prefix import SharedPrefix, common_length, share_prefix
+from laai.words import PrefixBudget
+
+
+@dataclass(frozen=True)
+class Started:
+    """A batch of prompts of which some tokens are run already.
+
+    Attributes:
+        rows: which prompts these are.
+        batch: what is left of each, with its answer if it has one.
+        ids: (rows, tokens) those that were run; padded on the left.
+        before: their keys and values; None if nothing was run.
+        seconds: that running them took, a row; for each row on its own, however often it is used.
+    """
+
+    rows: list[int]
+    batch: Batch
+    ids: Tensor
+    before: Prefix | None
+    seconds: list[float]
+
+
+class Reuse:
+    """What evaluations of the same prompts have in common: prefixes by prompt, and common beginnings.
+
+    Good as long as no vector is attached that changes a prefix: at positions `last_prompt` and `generated`, or none.
+
+    Args:
+        budget: bytes for the prefixes, as in `PrefixStore`.
+    """
+
+    def __init__(self, budget: PrefixBudget = "auto") -> None:
+        self.store = PrefixStore(budget)
+        self._beginnings: dict[tuple[int, ...], SharedPrefix] = {}
+        self._seconds: dict[bytes, float] = {}
+        self._continues = True
+
+    def beginning(self, llm: nn.Module, prompts: Sequence[Prompt]) -> SharedPrefix | None:
+        """The common beginning of these prompts, or an earlier one that they share."""
+        for ids, known in self._beginnings.items():
+            if len(ids) == common_length([ids, *(prompt.prefix for prompt in prompts)]):
+                return known
+        shared = share_prefix(llm, prompts)
+        if shared is not None:
+            self._beginnings[tuple(shared.ids.tolist())] = shared
+        return shared
+
+    def own(self, llm: nn.Module, batch: Batch) -> tuple[Prefix, list[float]] | None:
+        """Each row's own prefix and the seconds it took; None where the model keeps nothing that can be continued."""
+        if not self._continues or not batch.prefix_ids.shape[1]:
+            return None
+        began = time.perf_counter()
+        missing = [key for key in prefix_keys(batch) if key not in self._seconds]
+        try:
+            prefix = self.store.fetch(batch, lambda ids, mask: prefix_of(llm, ids, mask))
+        except NotImplementedError:
+            self._continues = False
+            return None
+        if missing:
+            self._seconds |= dict.fromkeys(missing, (time.perf_counter() - began) / len(missing))
+        return prefix, [self._seconds[key] for key in prefix_keys(batch)]
+
+
+def started_batches(
+    llm: nn.Module, prompts: Sequence[Prompt], pad: int, batch_size: int, reuse: Reuse | None = None, own: bool = False
+) -> Iterator[Started]:
+    """Prompts in batches of similar length, with what was run before.
+
+    Args:
+        llm: a causal LM, as it is.
+        prompts: with or without answers.
+        pad: the id to pad with.
+        batch_size: prompts at a time.
+        reuse: what earlier calls ran; `own` prefixes need one.
+        own: run each prompt's own prefix apart, for others to come with the same prompts; else the beginning that all
+            of these prompts have in common, if there is one worth it.
+    """
+    if own and reuse is not None:
+        for rows in by_length(prompts, batch_size):
+            batch = to_device(collate([prompts[i] for i in rows], pad), llm)
+            found = reuse.own(llm, batch)
+            if found is None:
+                yield Started(rows, batch, batch.prefix_ids[:, :0], None, [0.0] * len(rows))
+            else:
+                yield Started(rows, batch.without_prefix(), batch.prefix_ids, *found)
+        return
+    began = time.perf_counter()
+    shared = (reuse or Reuse()).beginning(llm, prompts) if prompts else None
+    once = (time.perf_counter() - began) / max(len(prompts), 1)
+    rests = [shared.without(prompt) for prompt in prompts] if shared else list(prompts)
+    for rows in by_length(rests, batch_size, equal=shared is not None):
+        batch = to_device(collate([rests[i] for i in rows], pad), llm)
+        ids = batch.prefix_ids[:, :0] if shared is None else shared.ids.expand(len(rows), -1)
+        yield Started(rows, batch, ids, shared.prefix.repeated(len(rows)) if shared else None, [once] * len(rows))
+
+
+def by_length(prompts: Sequence[Prompt], batch_size: int, equal: bool = False) -> Iterator[list[int]]:
+    """Batches of row numbers, longest prompts first, so that little is padding and memory fails early if it does.
+
+    With `equal`, the prompts of a batch have one length, answers aside: behind a shared beginning padding would stand
+    between real tokens, where sliding windows and MPT's distances count it.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].prefix) - (not equal) * len(prompts[i].suffix))
+    groups = [list(g) for _, g in groupby(order, key=lambda i: len(prompts[i].prefix))] if equal else [order]
+    for group in groups:
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
+
+
+def to_device(batch: Batch, llm: nn.Module) -> Batch:
+    """The batch on the device of the model's embedding."""
+    device: torch.device = llm.get_input_embeddings().weight.device  # type: ignore[operator]
+    return Batch(*(tensor.to(device) for tensor in batch))
