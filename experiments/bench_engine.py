@@ -1,0 +1,161 @@
+"""What the frozen-prefix engine saves: one table, all rows of a kind measured in turn in one run.
+
+    python experiments/bench_engine.py --quick            the main rows, under 5 minutes on two cores
+    python experiments/bench_engine.py                    all rows; a run that was stopped goes on row by row
+    python experiments/bench_engine.py --only grid        one section
+    python experiments/bench_engine.py --peers off        without the libraries that need an environment of their own
+
+Sections: step-12, step-64, step-256, step-1024, extraction-shared, extraction-drawn, grid, generation, few-shot, and
+auto-TASK for 8 tasks. `ours` and `rival` are medians in `unit`; `ratio` is what the row's name says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from bench_common import Row
+from bench_evaluation import extraction_rows, few_shot_rows, generation_rows, grid_rows
+from bench_learning import AUTO_TASKS, auto_means, auto_rows, growth_row, step_rows
+from bench_peers import Ask, PeerError, peer_worker, peers_python
+
+import laai
+from laai.default_model import default_model_folder
+from laai.files import write_json
+from laai.models import LanguageModel
+
+RESULTS = Path(__file__).parent / "results"
+Section = Callable[[LanguageModel, Ask | None], list[Row]]
+
+
+def sections(quick: bool) -> dict[str, Section]:
+    """What is measured, by name, in order."""
+    steps: dict[str, Section] = {
+        "step-12": lambda model, ask: step_rows(model, 12, ask, not quick),
+        "step-64": lambda model, ask: step_rows(model, 64, ask, not quick),
+        "step-256": lambda model, ask: step_rows(model, 256, ask, not quick),
+    }
+    if not quick:
+        steps["step-1024"] = lambda model, ask: step_rows(model, 1024, ask)
+    others: dict[str, Section] = {
+        "extraction-shared": lambda model, ask: extraction_rows(model, None if quick else ask, True),
+        "extraction-drawn": lambda model, ask: extraction_rows(model, None if quick else ask, False),
+        "generation": lambda model, _: generation_rows(model),
+        "few-shot": lambda model, _: few_shot_rows(model, 25 if quick else 100),
+        "grid": lambda model, _: grid_rows(model, count=25 if quick else 100, plain_runs=2 if quick else 5),
+    }
+    tasks = AUTO_TASKS[:1] if quick else AUTO_TASKS
+    return steps | others | {f"auto-{task}": lambda model, _, task=task: auto_rows(model, task) for task in tasks}
+
+
+def main() -> None:
+    """Measure what is missing, then print the table and draw it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer examples, no other libraries, no 1024-token prompts"
+    )
+    parser.add_argument("--only", nargs="+", help="sections to measure")
+    parser.add_argument("--again", action="store_true", help="measure sections that the file has already")
+    parser.add_argument("--peers", default=None, help="folder of the other libraries' environment, or off")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--json", type=Path, help="default: experiments/results/bench_engine[_quick].json")
+    parser.add_argument("--plot", type=Path, help="default: beside the JSON file")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    path = options.json or RESULTS / f"bench_engine{'_quick' if options.quick else ''}.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    done: dict[str, list[Row]] = kept.get("sections", {})
+    wanted = [name for name in sections(options.quick) if name in (options.only or [name])]
+    missing = [name for name in wanted if options.again or name not in done]
+    facts = {"base_model": "default", "threads": options.threads, "torch": torch.__version__}
+    with contextlib.ExitStack() as stack:
+        ask = None if options.quick or not missing else peers(options.peers, options.threads, stack)
+        model = laai.load_model("default") if missing else None
+        for name in missing:
+            print(f"measuring {name} ...", file=sys.stderr, flush=True)
+            assert model is not None
+            done[name] = sections(options.quick)[name](model, ask)
+            for row in done[name]:
+                print(f"  {row['ratio']:8.2f}  {row['name']}", file=sys.stderr, flush=True)
+            write_json(path, facts | {"rows": all_rows(done), "sections": done})
+    rows = all_rows(done)
+    print(table(rows))
+    draw(rows, options.plot or path.with_suffix(".png"))
+
+
+def peers(folder: str | None, threads: int, stack: contextlib.ExitStack) -> Ask | None:
+    """The function that asks the other libraries' process; None, and one line that says why, without one."""
+    if folder == "off":
+        return None
+    try:
+        ask = stack.enter_context(peer_worker(peers_python(Path(folder) if folder else None), threads, timeout=1800))
+        ask("load", model=str(default_model_folder()), threads=threads)
+    except PeerError as error:
+        print(f"left out: {error}", file=sys.stderr)
+        return None
+    return ask
+
+
+def all_rows(done: dict[str, list[Row]]) -> list[Row]:
+    """The rows of all sections, and those that follow from several."""
+    rows = [row for name in done for row in done[name]]
+    names = {row["name"] for row in rows}
+    long = "full forward step / engine step, {} tokens"
+    grown = growth_row(rows) if {long.format(12), long.format(1024)} <= names else []
+    return rows + grown + auto_means(rows)
+
+
+def table(rows: list[Row]) -> str:
+    """The rows in Markdown."""
+    lines = [f"| {r['name']} | {r['ours']:.3g} | {r['rival']:.3g} | {r['unit']} | {r['ratio']:.2f} |" for r in rows]
+    return "\n".join(["| what | ours | rival | unit | ratio |", "| --- | ---: | ---: | --- | ---: |", *lines])
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Seconds a step by prompt length, for each way that was measured."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    curves: dict[str, dict[int, float]] = {}
+    for row in rows:
+        rival, _, rest = row["name"].partition(" step / engine step, ")
+        if rest:
+            tokens = int(rest.split()[0])
+            curves.setdefault("this engine", {})[tokens] = row["ours"]
+            curves.setdefault(rival, {})[tokens] = row["rival"]
+    if not curves:
+        return
+    figure, axes = pyplot.subplots(figsize=(6.4, 4), layout="constrained")
+    colours = ["#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b"]
+    for colour, (name, curve) in zip(colours, curves.items(), strict=False):
+        axes.plot(
+            list(curve),
+            list(curve.values()),
+            marker="o",
+            color=colour,
+            label=name,
+            lw=2.5 if colour == colours[0] else 1.5,
+        )
+    axes.set(xscale="log", yscale="log", xlabel="tokens in the prompt", ylabel="seconds a training step (batch of 10)")
+    axes.set_xticks(sorted(curves["this engine"]), [str(tokens) for tokens in sorted(curves["this engine"])])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=140)
+
+
+if __name__ == "__main__":
+    main()

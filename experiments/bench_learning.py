@@ -1,0 +1,141 @@
+"""Rows of `bench_engine.py` on learning: a training step against rivals, and the choice of a layer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import lightning.pytorch as pl
+import torch
+from bench_common import Row, faster, in_turn, peak_above, prompts_of_length, relative
+from bench_peers import Ask, beft_step, lora_step
+
+import laai
+from laai.compare import Method, compare
+from laai.data import FewShotDataModule, encode_training
+from laai.default_model import default_model_folder
+from laai.forward import mean_nll
+from laai.intervention import Intervention
+from laai.layer_profile import profile_layers
+from laai.layers import find_decoder
+from laai.models import LanguageModel
+from laai.prompts import Prompt, collate
+from laai.steered import SteeredLM
+from laai.words import PrefixBudget
+
+LAYER, BATCH = 10, 10
+ROUNDS = {12: 7, 64: 5, 256: 3, 1024: 2}
+AUTO_TASKS = (
+    *("antonym", "country-capital", "capital-country", "country-language"),
+    *("present-past", "singular-plural", "adjective-comparative", "word-sentiment"),
+)
+
+
+def our_step(
+    model: LanguageModel, prompts: list[Prompt], prefix_cache: PrefixBudget
+) -> tuple[SteeredLM, Callable[[], float]]:
+    """A training step of one residual vector at the last prompt token: forward, backward, Adam."""
+    batch = collate(prompts, 0)
+    steered = SteeredLM(model.llm, Intervention.zeros(model, "residual", [LAYER]), prefix_cache)
+    optimizer = torch.optim.Adam(steered.intervention.parameters(), lr=1e-2)
+
+    def step() -> float:
+        loss = mean_nll(steered(batch).nll, batch.labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss)
+
+    return steered, step
+
+
+def step_rows(model: LanguageModel, tokens: int, ask: Ask | None, rivals: bool = True) -> list[Row]:
+    """Time and memory of a step at prompts of `tokens` tokens: ours, by full forward, PEFT and pyreft, in turn."""
+    prompts = prompts_of_length(model, tokens, BATCH)
+    ids, answers = [list(p.prompt) for p in prompts], [list(p.answer) for p in prompts]
+    other = laai.load_model(model.name)  # each way has a model of its own, as vectors stay attached between steps
+    engine, ours = our_step(model, prompts, "auto")
+    began = time.perf_counter()
+    ours()  # with the prefix pass and the comparison with a whole forward
+    first = time.perf_counter() - began
+    assert engine.engine.way == "split"
+    whole, full = our_step(other, prompts, "off")
+    tasks: dict[str, Callable[[], object]] = {"engine": ours, "full forward": full}
+    if rivals:
+        folder = default_model_folder()
+        tasks |= {"PEFT BEFT": beft_step(folder, ids, answers), "PEFT LoRA r=4": lora_step(folder, ids, answers)}
+    if rivals and ask is not None:
+        ask("setup", kind="pyreft", layer=LAYER, prompts=ids, answers=answers)
+        tasks["pyreft"] = partial(ask, "step")
+    seconds = in_turn(tasks, ROUNDS[tokens], warm=tokens < 1024)
+    memory = {name: peak_above(task) for name, task in tasks.items() if name != "pyreft"}
+    if "pyreft" in tasks and ask is not None:
+        memory["pyreft"] = float("nan")
+    rows = [
+        faster(f"{name} step / engine step, {tokens} tokens", seconds["engine"], seconds[name], "s")
+        for name in tasks
+        if name != "engine"
+    ]
+    rows += [
+        faster(f"{name} / engine, memory of a step, {tokens} tokens", memory["engine"], memory[name], "MB")
+        for name in ("full forward", "PEFT BEFT", "PEFT LoRA r=4")
+        if name in memory
+    ]
+    engine.detach()
+    whole.detach()
+    fit = first + 29 * seconds["engine"]
+    rows.append(
+        faster(f"fit of 30 steps, prefix pass included, {tokens} tokens", fit, 30 * seconds["full forward"], "s")
+    )
+    return rows
+
+
+def growth_row(rows: list[Row]) -> list[Row]:
+    """How a step of ours grows with the prompt, from the rows of 12 and 1024 tokens."""
+    by_name = {row["name"]: row for row in rows}
+    short, long = (by_name[f"full forward step / engine step, {tokens} tokens"] for tokens in (12, 1024))
+    return [relative("engine step at 1024 tokens / at 12 tokens", long["ours"], short["ours"], "s")]
+
+
+def auto_rows(model: LanguageModel, task: str, seed: int = 0) -> list[Row]:
+    """`auto` against one fit at a fixed layer, and against a search of every layer at full length, on one task."""
+    data = FewShotDataModule(task, 10, seed=seed, test=100)
+    template = data.template(model.tokenizer)
+    prompts = [prompt for _, prompt in encode_training(template, data.splits.train)]
+    depth = len(find_decoder(model.llm).layers)
+    learned: dict[str, Intervention] = {}
+    seconds: dict[str, float] = {}
+
+    def fit(name: str, layers: str | int) -> None:
+        began = time.perf_counter()
+        learned[name] = laai.fit(model, data.task, 10, init="zero", site="residual", layers=layers, seed=seed)
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
+
+    fit("fixed", depth // 3)
+    fit("auto", "auto")
+    began = time.perf_counter()
+    every = profile_layers(model, "residual", "last_prompt", prompts, rounds=[(depth, 30)], rate=0.03)
+    seconds["exhaustive"] = time.perf_counter() - began
+    fit("exhaustive", every.best)
+    trainer = pl.Trainer(devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    tests = compare(trainer, model, data, [Method(name, vector) for name, vector in learned.items()])
+    exact = {test.method.name: test.scores.exact_match for test in tests if test.scores is not None}
+    return [
+        relative(f"auto / one fit at layer {depth // 3}, {task}", seconds["auto"], seconds["fixed"], "s"),
+        faster(f"search of every layer / auto, {task}", seconds["auto"], seconds["exhaustive"], "s"),
+        relative(f"exact match of auto / of the search of every layer, {task}", exact["auto"], exact["exhaustive"], ""),
+        relative(f"exact match of auto / of layer {depth // 3}, {task}", exact["auto"], exact["fixed"], ""),
+    ]
+
+
+def auto_means(rows: list[Row]) -> list[Row]:
+    """Means of `auto_rows` over the tasks."""
+    kinds = {row["name"].rsplit(", ", 1)[0] for row in rows if row["name"].rsplit(", ", 1)[-1] in AUTO_TASKS}
+    means = []
+    for kind in sorted(kinds):
+        found = [row for row in rows if row["name"].startswith(f"{kind}, ")]
+        ours, rival = (sum(row[key] for row in found) / len(found) for key in ("ours", "rival"))
+        make = faster if kind.startswith("search") else relative
+        means.append(make(f"{kind}, mean of {len(found)} tasks", ours, rival, found[0]["unit"]))
+    return means
