@@ -28,6 +28,7 @@ from laai.compare import Method, compare
 from laai.data import FewShotDataModule, encode_training
 from laai.early_stopping import StopAtBest, StopAtLoss
 from laai.errors import UserError
+from laai.memory import peak_megabytes
 from laai.module import LAAIModule
 from laai.monitor import Monitor, log_outcome, log_texts
 from laai.noise import ignore_noise
@@ -112,6 +113,8 @@ class TrainCLI(LightningCLI):
         """Test zero-shot, few-shot, CAST and LAAI on the same examples, and leave the run's files."""
         fitted = time.perf_counter()
         trainer, module, data = self.trainer, self.model, self.datamodule
+        device = trainer.strategy.root_device
+        memory = {"fit": peak_megabytes(device)}
         model = module.language_model
         learned, log_dir = module.learned(), trainer.log_dir  # log_dir asks all processes
         writes = trainer.is_global_zero and log_dir is not None
@@ -119,7 +122,7 @@ class TrainCLI(LightningCLI):
         if writes:
             learned.save(folder / "intervention.safetensors")  # kept even if testing is interrupted
         module.steered.detach()
-        nn.Module.to(model.llm, trainer.strategy.root_device)  # the trainer has put it on the CPU
+        nn.Module.to(model.llm, device)  # the trainer has put it on the CPU
         methods = [Method("zero-shot"), Method("few-shot", demonstrations=data.splits.train)]
         if module.cast_start is not None and (module.source != "own" or data.num_examples > 1):
             vector = module.cast_start(module).select(learned.layers)
@@ -131,9 +134,10 @@ class TrainCLI(LightningCLI):
             return
         facts = {"task": data.task.name, "base_model": model.name, "seed": data.seed, "num_examples": data.num_examples}
         seconds = {"fit": fitted - self._began, "test": time.perf_counter() - fitted}
+        memory["test"] = peak_megabytes(device)
         learned.metadata["metrics"] = rows[-1].as_json()
         learned.save(folder / "intervention.safetensors")
-        write_results(folder / "results.json", facts, rows, seconds)
+        write_results(folder / "results.json", facts, rows, seconds, memory)
         samples = {test.method.name: test.measured for test in tests}
         log_texts(trainer, {"results": markdown_table(rows), "answers": answers_markdown(data.splits.test, samples)})
         laai = rows[-1].as_json()
@@ -141,7 +145,8 @@ class TrainCLI(LightningCLI):
         settings = {name: value for name, value in module.hparams.items() if name != "_instantiator"}
         log_outcome(trainer, settings | facts, final)
         print_table(rows, f"{data.task.name}: {data.num_examples} examples, {rows[0].n} test queries, {model.name}")
-        sys.stdout.write(f"run folder: {folder}\n")
+        took = f"{sum(seconds.values()):.0f} s, {max(memory.values()) / 1000:.1f} GB at most"
+        sys.stdout.write(f"run folder: {folder} ({took})\n")
 
 
 def tell_interrupted(trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:

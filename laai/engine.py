@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from laai.frozen import FrozenBatch, Way, find_way
+from laai.hooks import is_compiled
 from laai.intervention import Intervention
 from laai.layers import find_decoder
 from laai.prefix import prefix_of
@@ -87,6 +88,9 @@ class PrefixEngine:
 
     def _settle(self, batch: Batch) -> None:
         self._settled = True
+        if any(map(is_compiled, self._llm.modules())):
+            self._give_up("it is compiled")
+            return
         with disturbed(self._intervention):
             found = find_way(self._llm, batch, self._below)
         if found is None:

@@ -60,7 +60,7 @@ class Attachment:
     ) -> None:
         self._positions = positions
         self._model = unwrap(model)
-        if any(_is_compiled(module) for module in (model, *self._model.modules())):
+        if any(is_compiled(module) for module in (model, *self._model.modules())):
             raise UserError(
                 "this model was compiled before the vectors were attached; attach first, then torch.compile"
             )
@@ -206,7 +206,8 @@ def _same(a: Where, b: Where) -> bool:
     return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b
 
 
-def _is_compiled(module: nn.Module) -> bool:
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a graph was, or will be, made of this module, to which hooks and forwards changed later mean nothing."""
     return getattr(module, "_compiled_call_impl", None) is not None or "_orig_mod" in module._modules
 
 

@@ -16,7 +16,7 @@ from transformers import SchedulerType, get_scheduler
 
 from laai import penalty
 from laai.activations import last_token_statistics
-from laai.artefact import check_fits
+from laai.batches import Reuse
 from laai.data import FewShotDataModule, encode_training
 from laai.errors import UserError
 from laai.evaluate import answer_limit, measure
@@ -27,6 +27,7 @@ from laai.layers import find_decoder
 from laai.models import LanguageModel, load_model
 from laai.prompts import IGNORE, Batch, Template, pad_token
 from laai.scores import TaskMetrics
+from laai.starts import start_of
 from laai.steered import SteeredLM
 from laai.teacher import few_shot_teacher
 from laai.words import Positions, PrefixBudget, Site
@@ -109,6 +110,8 @@ class LAAIModule(LightningModule):
         self.strict_loading = False  # checkpoints hold the vectors alone; `on_load_checkpoint` checks those
         self.metrics = TaskMetrics()
         self._limits: dict[bool, int] = {}
+        # Vectors at `all` change prefixes; with others, each validation has the same ones again.
+        self._reuse = None if positions == "all" or prefix_cache == "off" else Reuse(prefix_cache)
 
     @property
     def intervention(self) -> Intervention:
@@ -151,36 +154,9 @@ class LAAIModule(LightningModule):
         pad = pad_token(self.language_model.tokenizer)
         statistics = last_token_statistics(llm, prompts, self.site, layers, pad=pad)
         self.rms = {layer: statistics.rms(layer) for layer in layers}
-        start, examples = self._start(layers), self.data.splits.train
+        start, examples = start_of(self, layers), self.data.splits.train
         self.teacher = few_shot_teacher(llm, self.template, examples) if self.distill and len(examples) > 1 else []
         self.steered = SteeredLM(llm, start, self.prefix_cache)
-
-    def _start(self, layers: list[int]) -> Intervention:
-        """The vectors before the first step, on the wanted layers, at scale 1."""
-        zeros = Intervention.zeros(self.language_model, self.site, layers, positions=self.positions)
-        if self.given_start is not None:
-            start = self.given_start
-        elif self.init == "zero":
-            return zeros
-        elif self.init == "random":
-            units = Intervention.random(self.language_model, self.site, layers, seed=self.data.seed)
-            size = {key: self.init_scale * self.rms[key[1]] * len(v) ** 0.5 for key, v in units.items()}
-            return zeros.with_vectors({key: size[key] * v for key, v in units.items()})
-        elif self.init == "cast":
-            if self.cast_start is None:
-                raise UserError("a cast start needs the callback cast.start.CastStart in the trainer's callbacks")
-            start = self.init_scale * self.cast_start(self)
-        else:
-            start = Intervention.load(self.init, self.language_model)
-        check_fits(start, self.language_model, "the start")
-        have = {key: start.scale * v.detach() for key, v in start.items()}
-        missing = [layer for layer in layers if (self.site, layer) not in have]
-        if missing:
-            raise UserError(f"the start has no vector at {self.site} on layers {missing}; choose others by layers")
-        return zeros.with_vectors(
-            {key: have[key] for key, _ in zeros.items()},
-            metadata=zeros.metadata | {"start": start.metadata.get("cast")},
-        )
 
     def learned(self) -> Intervention:
         """The vectors with the settings of their training in their metadata."""
@@ -256,7 +232,8 @@ class LAAIModule(LightningModule):
         if validation not in self._limits:
             self._limits[validation] = answer_limit(self.template, examples)
         limit, size = self._limits[validation], self.data.eval_batch_size
-        self.metrics.update(measure(self.steered.llm, self.template, chosen, max_new_tokens=limit, batch_size=size))
+        options: dict[str, Any] = {"max_new_tokens": limit, "batch_size": size, "reuse": self._reuse}
+        self.metrics.update(measure(self.steered.llm, self.template, chosen, **options))
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation scores; `val/nll` is what early stopping watches."""

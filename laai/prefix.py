@@ -94,9 +94,11 @@ class PrefixRow:
         """Bytes of its keys and values."""
         return sum(t.numel() * t.element_size() for pair in self.layers for t in pair)
 
-    def to(self, device: torch.device, copy: bool = False) -> PrefixRow:
-        """The same on a device; `copy` even if it is there, so that it holds no other row's memory."""
-        layers = tuple((k.to(device, copy=copy), v.to(device, copy=copy)) for k, v in self.layers)
+    def copied(self, device: torch.device | None = None) -> PrefixRow:
+        """A copy that holds no other row's memory, on a device or where it is."""
+        layers = tuple(
+            (k.to(device or k.device, copy=True), v.to(device or v.device, copy=True)) for k, v in self.layers
+        )
         return PrefixRow(self.length, layers, self.made_by)
 
 
@@ -109,15 +111,16 @@ def rows_of(prefix: Prefix) -> list[PrefixRow]:
     ]
 
 
-def stack_rows(rows: Sequence[PrefixRow]) -> Prefix:
-    """Rows as one prefix, padded on the left. Copies."""
+def stack_rows(rows: Sequence[PrefixRow], device: torch.device) -> Prefix:
+    """Rows as one prefix, padded on the left, each layer on its own device and the mask on `device`. Copies."""
     tokens = max(row.length for row in rows)
     cache = _without_tensors(rows[0].made_by)
     for index, layer in enumerate(_layers(cache)):
-        layer.keys, layer.values = (_pad_left([row.layers[index][part] for row in rows]) for part in (0, 1))
+        layer.keys, layer.values = (
+            _pad_left([row.layers[index][part].to(layer.device) for row in rows]) for part in (0, 1)
+        )
         if isinstance(layer, DynamicSlidingWindowLayer):
             layer.cumulative_length = tokens
-    device = rows[0].layers[0][0].device
     lengths = torch.tensor([row.length for row in rows], device=device)
     mask = torch.arange(tokens, device=device) >= tokens - lengths[:, None]
     return Prefix(mask.long(), cache)

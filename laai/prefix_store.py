@@ -51,14 +51,14 @@ class PrefixStore:
         keys, device = prefix_keys(batch), batch.prefix_ids.device
         missing = {key: keys.index(key) for key in keys if key not in self._rows}
         if not missing:
-            return stack_rows([self._rows[key].to(device) for key in keys])
+            return stack_rows([self._rows[key] for key in keys], device)
         chosen = list(missing.values())
         width = int(batch.prefix_mask[chosen].sum(-1).max())
         columns = slice(batch.prefix_ids.shape[1] - width, None)
         prefix = run(batch.prefix_ids[chosen, columns], batch.prefix_mask[chosen, columns])
         if len(chosen) < len(keys):
             new = dict(zip((keys[i] for i in chosen), rows_of(prefix), strict=True))
-            prefix = stack_rows([new[key] if key in new else self._rows[key].to(device) for key in keys])
+            prefix = stack_rows([new[key] if key in new else self._rows[key] for key in keys], device)
         rows = rows_of(prefix)  # views of the batch's own tensors, so that a batch that comes again costs nothing more
         self._keep({key: rows[i] for key, i in missing.items()})
         return prefix
@@ -91,7 +91,7 @@ class PrefixStore:
             home = next((place for place, left in self._left.items() if row.bytes <= left), None)
             if home is not None:
                 self._left[home] -= row.bytes
-                self._rows[key] = row if all_fit else row.to(home, copy=True)
+                self._rows[key] = row if all_fit else row.copied(None if home == device else home)
             elif not self._said:
                 self._said = True
                 logging.getLogger("laai").warning(

@@ -47,10 +47,17 @@ def markdown_table(rows: Sequence[Scores]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def write_results(path: Path, facts: Mapping[str, Any], rows: Sequence[Scores], seconds: Mapping[str, float]) -> Path:
-    """Write `results.json`: the facts of the run, one row per method, and where the time went."""
-    rounded = {name: round(value, 3) for name, value in seconds.items()}
-    return write_json(path, {**facts, "rows": [row.as_json() for row in rows], "seconds": rounded})
+def write_results(
+    path: Path,
+    facts: Mapping[str, Any],
+    rows: Sequence[Scores],
+    seconds: Mapping[str, float],
+    peak_megabytes: Mapping[str, float],
+) -> Path:
+    """Write `results.json`: the facts of the run, one row per method, where the time went, and peak memory by then."""
+    spent = {"seconds": {name: round(value, 3) for name, value in seconds.items()}}
+    spent["peak_megabytes"] = {name: round(value, 1) for name, value in peak_megabytes.items()}
+    return write_json(path, {**facts, "rows": [row.as_json() for row in rows], **spent})
 
 
 def answers_markdown(examples: Sequence[Example], answers: Mapping[str, Sequence[Measured]], limit: int = 12) -> str:

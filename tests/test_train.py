@@ -36,7 +36,7 @@ def assert_same_rows(a, b):
 def test_files_of_a_run(run_train, tiny, tiny_folder, capsys):
     folder = run_train("--data.seed", "4", "--model.init", "zero")
     found = results(folder)
-    assert set(found) == {"task", "base_model", "seed", "num_examples", "rows", "seconds"}
+    assert set(found) == {"task", "base_model", "seed", "num_examples", "rows", "seconds", "peak_megabytes"}
     facts = (found["task"], found["base_model"], found["seed"], found["num_examples"])
     assert facts == ("colours", str(tiny_folder), 4, 6)
     assert [row["method"] for row in found["rows"]] == ["zero-shot", "few-shot", "cast", "laai"]
@@ -50,6 +50,7 @@ def test_files_of_a_run(run_train, tiny, tiny_folder, capsys):
     nll = {row["method"]: row["nll"] for row in found["rows"]}
     assert nll["laai"] < nll["zero-shot"]
     assert all(seconds > 0 for seconds in found["seconds"].values())
+    assert 50 < found["peak_megabytes"]["fit"] <= found["peak_megabytes"]["test"]
     learned = Intervention.load(folder / "intervention.safetensors", tiny)
     assert learned.metadata["training"]["steps"] == 3
     assert learned.metadata["metrics"]["nll"] == nll["laai"]
@@ -202,3 +203,19 @@ def test_validation_stops_early_and_the_checkpoint_is_tested(run_train, tiny, tm
 def test_options_that_need_care(run_train, options):
     rows = results(run_train("--model.init", "zero", "--model.distill", "0", *options))["rows"]
     assert rows[-1]["nll"] < rows[0]["nll"]
+
+
+@pytest.mark.parametrize("cache", ["off", "9000"])
+def test_the_prefix_cache_changes_no_result(run_train, cache):
+    common = ("--data.batch_size", "3", "--trainer.max_steps", "6", "--data.validation", "3")
+    found, expected = (results(run_train(*common, "--model.prefix_cache", budget)) for budget in (cache, "auto"))
+    for a, b in zip(found["rows"], expected["rows"], strict=True):
+        assert a["exact_match"] == b["exact_match"]
+        assert a["nll"] == pytest.approx(b["nll"], rel=1e-4)
+
+
+def test_a_negative_prefix_cache_is_refused(run_train, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run_train("--model.prefix_cache", "-5")
+    assert stopped.value.code == 2
+    assert "prefix_cache" in capsys.readouterr().err

@@ -41,7 +41,7 @@ def test_rows_put_together_again_continue_as_before(name):
     sizes = {layer[0].shape[1] for layer in rows[0].layers}
     assert sizes <= {9, WINDOW - 1}
     part = collate([EXAMPLES[i] for i in order], 0)
-    prefix = stack_rows([rows[i] for i in order])
+    prefix = stack_rows([rows[i] for i in order], CPU)
     assert torch.equal(prefix.mask, part.prefix_mask)
     found = answer_nll(model, part.without_prefix(), prefix)
     torch.testing.assert_close(found, answer_nll(model, part), rtol=1e-4, atol=1e-4)

@@ -59,8 +59,11 @@ def test_answers_of_one_device_of_two():
 
 
 def test_results_are_strict_json(tmp_path):
-    path = write_results(tmp_path / "r.json", {"task": "größe"}, [row("a", nll=math.nan)], {"fit": 1.23456})
+    path = write_results(
+        tmp_path / "r.json", {"task": "größe"}, [row("a", nll=math.nan)], {"fit": 1.23456}, {"fit": 9.87}
+    )
     found = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: 1 / 0)
     assert found["task"] == "größe"
     assert found["rows"][0]["nll"] is None
     assert found["seconds"]["fit"] == 1.235
+    assert found["peak_megabytes"] == {"fit": 9.9}
