@@ -128,7 +128,8 @@ class TrainCLI(LightningCLI):
             vector = module.cast_start(module).select(learned.layers)
             prompts = [prompt for _, prompt in encode_training(module.template, data.splits.train)]
             methods.append(Method("cast", best_scale(model, vector, prompts) * vector))
-        tests = compare(trainer, model, data, [*methods, Method("laai", learned)])
+        methods.append(Method("laai", learned))
+        tests = compare(trainer, model, data, methods, module.prefix_cache)
         rows = [test.scores for test in tests if test.scores is not None]
         if not writes:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -27,4 +28,5 @@ def best_scale(
     """
     nll = sweep(model, [vector], scales, prompts).nll[0]  # (scales, prompts), mean per token
     tokens = torch.tensor([len(prompt.answer) for prompt in prompts])
-    return list(scales)[int((nll * tokens).sum(-1).argmin())]
+    totals = (nll * tokens).sum(-1).nan_to_num(nan=math.inf)  # a scale at which the model overflows
+    return list(scales)[int(totals.argmin())]

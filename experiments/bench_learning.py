@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
 
 import lightning.pytorch as pl
+import psutil
 import torch
 from bench_common import Row, faster, in_turn, peak_above, prompts_of_length, relative
 from bench_peers import Ask, beft_step, lora_step
@@ -53,7 +55,6 @@ def our_step(
 def step_rows(model: LanguageModel, tokens: int, ask: Ask | None, rivals: bool = True) -> list[Row]:
     """Time and memory of a step at prompts of `tokens` tokens: ours, by full forward, PEFT and pyreft, in turn."""
     prompts = prompts_of_length(model, tokens, BATCH)
-    ids, answers = [list(p.prompt) for p in prompts], [list(p.answer) for p in prompts]
     other = laai.load_model(model.name)  # each way has a model of its own, as vectors stay attached between steps
     engine, ours = our_step(model, prompts, "auto")
     began = time.perf_counter()
@@ -63,15 +64,9 @@ def step_rows(model: LanguageModel, tokens: int, ask: Ask | None, rivals: bool =
     whole, full = our_step(other, prompts, "off")
     tasks: dict[str, Callable[[], object]] = {"engine": ours, "full forward": full}
     if rivals:
-        folder = default_model_folder()
-        tasks |= {"PEFT BEFT": beft_step(folder, ids, answers), "PEFT LoRA r=4": lora_step(folder, ids, answers)}
-    if rivals and ask is not None:
-        ask("setup", kind="pyreft", layer=LAYER, prompts=ids, answers=answers)
-        tasks["pyreft"] = partial(ask, "step")
+        tasks |= rival_steps(model, prompts, ask)
     seconds = in_turn(tasks, ROUNDS[tokens], warm=tokens < 1024)
     memory = {name: peak_above(task) for name, task in tasks.items() if name != "pyreft"}
-    if "pyreft" in tasks and ask is not None:
-        memory["pyreft"] = float("nan")
     rows = [
         faster(f"{name} step / engine step, {tokens} tokens", seconds["engine"], seconds[name], "s")
         for name in tasks
@@ -89,6 +84,47 @@ def step_rows(model: LanguageModel, tokens: int, ask: Ask | None, rivals: bool =
         faster(f"fit of 30 steps, prefix pass included, {tokens} tokens", fit, 30 * seconds["full forward"], "s")
     )
     return rows
+
+
+def rival_steps(model: LanguageModel, prompts: list[Prompt], ask: Ask | None) -> dict[str, Callable[[], object]]:
+    """A step of each other library; those that would not fit into memory are left out, and it is said."""
+    folder = default_model_folder()
+    makers: dict[str, Callable[..., Callable[[], object]]] = {"PEFT BEFT": beft_step, "PEFT LoRA r=4": lora_step}
+    steps: dict[str, Callable[[], object]] = {}
+    tokens = len(prompts[0].prompt)
+    short = prompts_of_length(model, 128, BATCH) if tokens > 256 else None
+    for name, make in makers.items():
+        if (
+            short is not None
+            and (needs := peak_above(make(folder, *token_lists(short))) * tokens / 128) > free_megabytes()
+        ):
+            print(f"left out: {name} at {tokens} tokens, which needs about {needs / 1000:.0f} GB", file=sys.stderr)
+            continue
+        steps[name] = make(folder, *token_lists(prompts))
+    if ask is not None:
+        ids, answers = token_lists(prompts)
+        if short is not None:
+            short_ids, short_answers = token_lists(short)
+            ask("setup", kind="pyreft", layer=LAYER, prompts=[i[:12] for i in short_ids], answers=short_answers)
+            at_rest = ask("step")["peak_rss"]
+            ask("setup", kind="pyreft", layer=LAYER, prompts=short_ids, answers=short_answers)
+            needs = (ask("step")["peak_rss"] - at_rest) / 1e6 * tokens / 128
+            if needs > free_megabytes():
+                print(f"left out: pyreft at {tokens} tokens, which needs about {needs / 1000:.0f} GB", file=sys.stderr)
+                return steps
+        ask("setup", kind="pyreft", layer=LAYER, prompts=ids, answers=answers)
+        steps["pyreft"] = partial(ask, "step")
+    return steps
+
+
+def token_lists(prompts: list[Prompt]) -> tuple[list[list[int]], list[list[int]]]:
+    """The ids of prompts and of their answers."""
+    return [list(p.prompt) for p in prompts], [list(p.answer) for p in prompts]
+
+
+def free_megabytes() -> float:
+    """Memory that can be had, less what the system needs to stay well."""
+    return 0.85 * psutil.virtual_memory().available / 1e6
 
 
 def growth_row(rows: list[Row]) -> list[Row]:

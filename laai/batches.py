@@ -10,6 +10,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
+from laai.agreement import find_way
 from laai.prefix import Prefix, prefix_of
 from laai.prefix_store import PrefixStore, prefix_keys
 from laai.prompts import Batch, Prompt, collate
@@ -42,35 +43,45 @@ class Reuse:
     Good as long as no vector is attached that changes a prefix: at positions `last_prompt` and `generated`, or none.
 
     Args:
-        budget: bytes for the prefixes, as in `PrefixStore`.
+        budget: bytes for the prefixes, as in `PrefixStore`; `off` to keep common beginnings alone.
     """
 
     def __init__(self, budget: PrefixBudget = "auto") -> None:
         self.store = PrefixStore(budget)
-        self._beginnings: dict[tuple[int, ...], SharedPrefix] = {}
+        self._beginnings: dict[tuple[int, ...], tuple[SharedPrefix, float]] = {}
         self._seconds: dict[bytes, float] = {}
-        self._continues = True
+        self._continues: bool | None = None if budget != "off" else False
 
-    def beginning(self, llm: nn.Module, prompts: Sequence[Prompt]) -> SharedPrefix | None:
-        """The common beginning of these prompts, or an earlier one that they share."""
+    def clear(self) -> None:
+        """Forget everything that was run."""
+        self.store.clear()
+        self._beginnings.clear()
+        self._seconds.clear()
+
+    def beginning(self, llm: nn.Module, prompts: Sequence[Prompt]) -> tuple[SharedPrefix, float] | None:
+        """The common beginning of these prompts, or an earlier one that they share, and the seconds it took."""
         for ids, known in self._beginnings.items():
             if len(ids) == common_length([ids, *(prompt.prefix for prompt in prompts)]):
                 return known
+        began = time.perf_counter()
         shared = share_prefix(llm, prompts)
-        if shared is not None:
-            self._beginnings[tuple(shared.ids.tolist())] = shared
-        return shared
+        if shared is None:
+            return None
+        found = self._beginnings[tuple(shared.ids.tolist())] = (shared, time.perf_counter() - began)
+        return found
 
     def own(self, llm: nn.Module, batch: Batch) -> tuple[Prefix, list[float]] | None:
         """Each row's own prefix and the seconds it took; None where the model keeps nothing that can be continued."""
-        if not self._continues or not batch.prefix_ids.shape[1]:
+        if self._continues is False or not batch.prefix_ids.shape[1]:
             return None
+        if self._continues is None:
+            self._continues = find_way(llm, batch, ways=("append",)) is not None
+            return self.own(llm, batch)
         began = time.perf_counter()
         missing = [key for key in prefix_keys(batch) if key not in self._seconds]
         try:
             prefix = self.store.fetch(batch, lambda ids, mask: prefix_of(llm, ids, mask))
         except NotImplementedError:
-            self._continues = False
             return None
         if missing:
             self._seconds |= dict.fromkeys(missing, (time.perf_counter() - began) / len(missing))
@@ -100,9 +111,9 @@ def started_batches(
             else:
                 yield Started(rows, batch.without_prefix(), batch.prefix_ids, *found)
         return
-    began = time.perf_counter()
-    shared = (reuse or Reuse()).beginning(llm, prompts) if prompts else None
-    once = (time.perf_counter() - began) / max(len(prompts), 1)
+    known = (reuse or Reuse()).beginning(llm, prompts) if prompts else None
+    shared, seconds = known or (None, 0.0)
+    once = seconds / max(len(prompts), 1)
     rests = [shared.without(prompt) for prompt in prompts] if shared else list(prompts)
     for rows in by_length(rests, batch_size, equal=shared is not None):
         batch = to_device(collate([rests[i] for i in rows], pad), llm)

@@ -18,6 +18,7 @@ from laai.intervention import Intervention
 from laai.models import LanguageModel
 from laai.scores import Scores, TaskMetrics
 from laai.tasks import Example
+from laai.words import PrefixBudget
 
 
 @dataclass(frozen=True)
@@ -79,21 +80,28 @@ class Evaluation(pl.LightningModule):
         if self._attachment is not None:
             self._attachment.detach()
             self._attachment = None
+        self._reuse = None
 
 
 def compare(
-    trainer: pl.Trainer, language_model: LanguageModel, data: FewShotDataModule, methods: Sequence[Method]
+    trainer: pl.Trainer,
+    language_model: LanguageModel,
+    data: FewShotDataModule,
+    methods: Sequence[Method],
+    prefix_cache: PrefixBudget = "auto",
 ) -> list[Evaluation]:
     """Measure each method on the test examples of `data`; returns the evaluations in order.
 
     Whatever vectors are attached to the model stay attached: detach them first for a clean comparison.
+
+    Prompts that methods have in common are run once, and kept within `prefix_cache` (as in `PrefixStore`; or `off`).
 
     Raises:
         UserError: no test examples.
     """
     if not data.splits.test:
         raise UserError("there are no test examples to compare on; ask for some by test")
-    done, reuse = [], Reuse()
+    done, reuse = [], Reuse(prefix_cache)
     for method in methods:
         evaluation = Evaluation(language_model, data, method, reuse)
         logging.getLogger("laai").info("testing %s", method.name)

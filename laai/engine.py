@@ -3,14 +3,16 @@
 A vector at `last_prompt` or `generated` changes neither the tokens before the last prompt token nor the layers below
 the first steered one. So a step leaves out those tokens (`laai.prefix`), copies of their keys and values
 (`laai.split_attention`), and those layers (`laai.skipping`). On the first batch the result is compared with that of the
-whole forward (`laai.frozen`), and what does not agree is not used.
+whole forward (`laai.agreement`), and what does not agree is not used.
+
+While other vectors are attached to the same model, it leaves everything to the whole forward. It cannot see adapters:
+those must stay as they are.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,18 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from laai.frozen import FrozenBatch, Way, find_way
+from laai.agreement import find_way
+from laai.frozen import FrozenBatch, Way
 from laai.hooks import is_compiled
 from laai.intervention import Intervention
-from laai.layers import find_decoder
+from laai.layers import find_decoder, unwrap
 from laai.prefix import prefix_of
 from laai.prefix_store import PrefixStore
 from laai.prompts import Batch
 from laai.skipping import LayerOutput, unchanged_layers
 from laai.words import PrefixBudget
-
-NOISE = 0.05
-"""Standard deviation of what is added to the vectors for the comparison."""
 
 
 class PrefixEngine:
@@ -52,12 +52,13 @@ class PrefixEngine:
         """How this engine runs, once it has seen a batch; None leaves everything to the whole forward."""
         if budget == "off" or intervention.positions == "all":
             self._settled = True
-        elif any(isinstance(parameter, DTensor) for parameter in llm.parameters()):
-            self._give_up("its parameters are sharded")  # all processes would have to agree on every forward
+        self._attached = vars(unwrap(llm)).get("generate")
 
     def logits(self, batch: Batch) -> Tensor | None:
         """Logits (batch, suffix tokens, vocabulary); None where the whole forward has to give them."""
-        if not batch.prefix_ids.shape[1]:
+        if not batch.prefix_ids.shape[1] or torch.is_inference_mode_enabled():  # whose tensors no gradient may meet
+            return None
+        if vars(unwrap(self._llm)).get("generate") is not self._attached:  # other vectors came, or these went
             return None
         if not self._settled:
             self._settle(batch)
@@ -65,7 +66,10 @@ class PrefixEngine:
             return None
         if self._last is None or not _same(self._last.batch, batch):
             self._last = None  # before the next one needs its memory
-            self._last = self._freeze(batch, self.way)
+            try:
+                self._last = self._freeze(batch, self.way)
+            except NotImplementedError:  # a prefix too long to be kept
+                return None
         known = not self._below or self._below[-1] in self._last.outputs
         logits = self._last.run(self._below)
         if not known and (output := self._last.outputs.get(self._below[-1])) is not None:
@@ -91,8 +95,10 @@ class PrefixEngine:
         if any(map(is_compiled, self._llm.modules())):
             self._give_up("it is compiled")
             return
-        with disturbed(self._intervention):
-            found = find_way(self._llm, batch, self._below)
+        if any(isinstance(parameter, DTensor) for parameter in self._llm.parameters()):
+            self._give_up("its parameters are sharded")  # all processes would have to agree on every forward
+            return
+        found = find_way(self._llm, batch, self._below, self._intervention)
         if found is None:
             self._give_up("its forward after a kept prefix is not that over the whole prompt")
         else:
@@ -104,20 +110,6 @@ class PrefixEngine:
         logging.getLogger("laai").warning(
             "this model cannot continue a frozen prefix (%s): every step runs whole prompts", reason
         )
-
-
-@contextmanager
-def disturbed(intervention: Intervention) -> Iterator[None]:
-    """Add noise to the vectors, as zero vectors would agree with anything; afterwards they are bitwise as they were."""
-    generator = torch.Generator().manual_seed(0)
-    before = [vector.detach().clone() for vector in intervention.parameters()]
-    try:
-        for vector in intervention.parameters():
-            vector.data += NOISE * torch.randn(vector.shape, generator=generator).to(vector.device)
-        yield
-    finally:
-        for vector, kept in zip(intervention.parameters(), before, strict=True):
-            vector.data.copy_(kept)
 
 
 def _same(one: Batch, other: Batch) -> bool:

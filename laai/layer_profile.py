@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from laai.positions import Where
 from laai.prompts import Batch, Prompt, collate, pad_token
 from laai.skipping import unchanged_layers
 from laai.steered import without_unlabelled_end
-from laai.sweep import freeze_for
+from laai.sweep import choose_way, freeze
 from laai.words import Positions, Site
 
 MAX_EXAMPLES = 32
@@ -77,7 +78,7 @@ def profile_layers(
     statistics = last_token_statistics(model.llm, prompts, site, layers, pad=pad)
     batch = without_unlabelled_end(to_device(collate(prompts, pad), model.llm))
     zeros = [Intervention.zeros(model, site, [layer], positions=positions) for layer in layers]
-    frozen = freeze_for(model, batch, zeros) if positions != "all" else None
+    frozen = freeze(model, batch, choose_way(model, batch, zeros))
     candidates = [_Candidate(model, zero, rate * statistics.rms(zero.layers[0])) for zero in zeros]
     if frozen is not None:
         with torch.no_grad():
@@ -130,7 +131,7 @@ class _Candidate:
                 self.optimizer.step()
             using = 1 - folds
             with torch.no_grad():
-                self.nll = float(losses().mean())
+                self.nll = float(losses().mean().nan_to_num(nan=math.inf))
         finally:
             attachment.detach()
 

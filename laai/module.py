@@ -56,8 +56,9 @@ class LAAIModule(LightningModule):
             others: it keeps ten examples from overruling what the model knows. 0 for the likelihood alone.
         optimizer: any of torch.optim, with its options, weight decay among them. Its learning rate is in units of the
             activations' root mean square at each vector's site, so that one rate serves all layers, sites and models.
-        prefix_cache: memory for the frozen prefixes of training examples: `auto` (half of what is free), bytes, or
-            `off` to run whole prompts at every step. What does not fit is run again.
+        prefix_cache: memory on the device for the frozen prefixes of training examples, and as much again for those of
+            evaluations: `auto` (half of what is free), bytes, or `off` to run whole prompts every time. Beside another
+            device than the CPU, half of the free host memory comes on top. What does not fit is run again.
         schedule: how the rate changes from the first step to the last: constant, linear, cosine, or another name of
             transformers' schedules.
     """
@@ -111,7 +112,7 @@ class LAAIModule(LightningModule):
         self.metrics = TaskMetrics()
         self._limits: dict[bool, int] = {}
         # Vectors at `all` change prefixes; with others, each validation has the same ones again.
-        self._reuse = None if positions == "all" or prefix_cache == "off" else Reuse(prefix_cache)
+        self._reuse = None if positions == "all" else Reuse(prefix_cache)
 
     @property
     def intervention(self) -> Intervention:
@@ -217,6 +218,11 @@ class LAAIModule(LightningModule):
     def groups(self, layer: int) -> int:
         """Groups of the penalty in a layer's vector: its heads, or the vector as one."""
         return self.intervention.num_heads[layer] if self.site == "heads" else 1
+
+    def on_fit_end(self) -> None:
+        """Drop what validations kept."""
+        if self._reuse is not None:
+            self._reuse.clear()
 
     def validation_step(self, rows: Tensor) -> None:
         """Measure the steered model on validation examples."""

@@ -22,6 +22,9 @@ from laai.errors import UserError
 from laai.layers import unwrap
 from laai.positions import prompts_of
 
+ROOM = 256
+"""Tokens that may come after a prefix: the last prompt token and the answer."""
+
 
 @dataclass(frozen=True)
 class Prefix:
@@ -52,7 +55,7 @@ def run_prefix(llm: nn.Module, ids: Tensor, mask: Tensor) -> Prefix | None:
 
     Returns None where the model keeps no cache of keys and values that can be continued row by row.
     """
-    if "past_key_values" not in inspect.signature(unwrap(llm).forward).parameters:
+    if "past_key_values" not in inspect.signature(unwrap(llm).forward).parameters or _outgrows(llm, ids.shape[1]):
         return None
     with prompts_of(mask.sum(-1) + 1):
         cache = llm(
@@ -64,6 +67,23 @@ def run_prefix(llm: nn.Module, ids: Tensor, mask: Tensor) -> Prefix | None:
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) or layer.get_seq_length() != ids.shape[1]:
             return None
     return Prefix(mask, cache)
+
+
+def _outgrows(llm: nn.Module, tokens: int) -> bool:
+    """Whether a prompt may come to the length from which on the rotation of all its keys is another one.
+
+    Long and dynamic rotary embeddings choose by the longest prompt in a forward, so that keys that were kept from a
+    short one would not fit.
+    """
+    config = unwrap(llm).config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+    stated = getattr(config, "rope_parameters", None) or {}
+    for rope in stated.values() if all(isinstance(value, dict) for value in stated.values()) else [stated]:
+        if rope.get("rope_type") in ("longrope", "dynamic"):
+            limit = rope.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", config.max_position_embeddings
+            )
+            return bool(tokens + ROOM > limit)
+    return False
 
 
 def prefix_of(llm: nn.Module, ids: Tensor, mask: Tensor) -> Prefix:

@@ -22,8 +22,8 @@ class PrefixStore:
     """Prefixes by their tokens. What the budget does not hold is run again whenever it is needed.
 
     Args:
-        budget: bytes on the model's device, or `auto` for half of what is free there. On a device that is not the CPU,
-            half of the free host memory comes on top.
+        budget: bytes on the model's device, or `auto` for half of what is free there. What does not fit on another
+            device than the CPU goes to host memory, up to half of what is free of it.
     """
 
     def __init__(self, budget: PrefixBudget = "auto") -> None:
@@ -53,7 +53,7 @@ class PrefixStore:
         if not missing:
             return stack_rows([self._rows[key] for key in keys], device)
         chosen = list(missing.values())
-        width = int(batch.prefix_mask[chosen].sum(-1).max())
+        width = max(int(batch.prefix_mask[chosen].sum(-1).max()), 1)  # a forward needs a token, if a masked one
         columns = slice(batch.prefix_ids.shape[1] - width, None)
         prefix = run(batch.prefix_ids[chosen, columns], batch.prefix_mask[chosen, columns])
         if len(chosen) < len(keys):
@@ -82,16 +82,19 @@ class PrefixStore:
                 self._states[prefix, suffix] = state[:tokens]
 
     def _keep(self, rows: Mapping[bytes, PrefixRow]) -> None:
-        """Keep what fits: all rows as the views that they are, or copies of some, lest they hold the memory of all."""
+        """Keep what fits: as views where these hold little more than is counted, else as copies."""
         device = next(iter(rows.values())).layers[0][0].device
         if self._left is None:
             self._left = free_bytes(device, self._budget)
-        all_fit = sum(row.bytes for row in rows.values()) <= self._left[device]
+        # Views hold their batch's whole tensors: padding, what slid out of a window, and rows that are kept already.
+        storages = [t.untyped_storage() for row in rows.values() for pair in row.layers for t in pair]
+        held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+        views = held <= min(self._left[device], 1.25 * sum(row.bytes for row in rows.values()))
         for key, row in rows.items():
             home = next((place for place, left in self._left.items() if row.bytes <= left), None)
             if home is not None:
                 self._left[home] -= row.bytes
-                self._rows[key] = row if all_fit else row.copied(None if home == device else home)
+                self._rows[key] = row if views else row.copied(None if home == device else home)
             elif not self._said:
                 self._said = True
                 logging.getLogger("laai").warning(

@@ -31,12 +31,12 @@ def apart(cache: DynamicCache) -> DynamicCache:
     The layers hold what they held, however often they are asked. Only for forwards inside `splitting`.
     """
     for layer in cache.layers:
-        layer.update = partial(_mark, layer)  # type: ignore[method-assign, union-attr]
+        layer.update = partial(_mark, (layer.keys, layer.values))  # type: ignore[method-assign, union-attr]
     return cache
 
 
-def _mark(layer: Any, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-    key.frozen_prefix = (layer.keys, layer.values)  # type: ignore[attr-defined]
+def _mark(kept: Any, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    key.frozen_prefix = kept  # type: ignore[attr-defined]
     return key, value
 
 

@@ -6,21 +6,24 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from laai.agreement import find_way
 from laai.batches import by_length, to_device
-from laai.engine import disturbed
 from laai.forward import answer_logits, token_nll
-from laai.frozen import FrozenBatch, find_way
+from laai.frozen import FrozenBatch, Way
 from laai.hooks import Attachment, Edit, steer
 from laai.intervention import Intervention
 from laai.layers import find_decoder
 from laai.models import LanguageModel
 from laai.positions import Where
-from laai.prefix import prefix_of
+from laai.prefix import run_prefix
 from laai.prompts import IGNORE, Batch, Prompt, collate, pad_token
 from laai.skipping import unchanged_layers
 from laai.steered import without_unlabelled_end
+
+Choice = tuple[Way, bool]
+"""How to attend to a prefix, and whether layers can be skipped."""
 
 
 class SweepScores(NamedTuple):
@@ -64,39 +67,62 @@ def sweep(
     below = [unchanged_layers(decoder, [key for key, _ in c.items()]) for c in candidates]
     shape = (len(candidates), len(scales), len(prompts))
     scores = SweepScores(torch.zeros(shape), torch.zeros(shape, dtype=torch.bool))
-    for rows in by_length(prompts, batch_size):
+    choice: Choice | None = None
+    for number, rows in enumerate(by_length(prompts, batch_size)):
         batch = without_unlabelled_end(to_device(collate([prompts[i] for i in rows], pad_token(model.tokenizer)), llm))
-        frozen = freeze_for(model, batch, [c for c in candidates if c.positions != "all"])
+        if number == 0:
+            choice = choose_way(model, batch, candidates)
+        frozen = freeze(model, batch, choice)
         if frozen is not None:
             frozen.run(record=[layers[-1] for layers in below if layers])
         for index, candidate in enumerate(candidates):
-            edits = {key: _edit(candidate, v, scales) for key, v in candidate.items()}
-            attachment = Attachment(llm, edits, candidate.positions)
-            try:
-                if frozen is None or candidate.positions == "all":
-                    logits = answer_logits(llm, batch.repeated(len(scales)))
-                else:
-                    logits = frozen.repeated(len(scales), below[index]).run(below[index])
-            finally:
-                attachment.detach()
-            _score(scores, index, rows, logits, batch.repeated(len(scales)).labels)
+            usable = frozen if candidate.positions != "all" else None
+            alone = [[i] for i in range(len(scales))]  # whole prompts, which would fill the memory if repeated
+            for places in [[*range(len(scales))]] if usable else alone:
+                logits = _steered_logits(llm, batch, usable, below[index], candidate, [scales[i] for i in places])
+                _score(scores, index, places, rows, logits, batch.repeated(len(places)).labels)
             on_candidate(len(rows))
     return scores
 
 
-def freeze_for(model: LanguageModel, batch: Batch, candidates: Sequence[Intervention]) -> FrozenBatch | None:
-    """The batch with its prefix, as any of these vectors can use it; None where whole forwards are needed."""
-    llm, decoder = model.llm, find_decoder(model.llm)
-    if not candidates or not batch.prefix_ids.shape[1]:
+def _steered_logits(
+    llm: nn.Module,
+    batch: Batch,
+    frozen: FrozenBatch | None,
+    below: Sequence[nn.Module],
+    candidate: Intervention,
+    scales: Sequence[float],
+) -> Tensor:
+    """Logits (batch * scales, suffix tokens, vocabulary): each row at each scale in turn."""
+    edits = {key: _edit(candidate, vector, scales) for key, vector in candidate.items()}
+    attachment = Attachment(llm, edits, candidate.positions)
+    try:
+        if frozen is None:
+            return answer_logits(llm, batch.repeated(len(scales)))
+        return frozen.repeated(len(scales), below).run(below)
+    finally:
+        attachment.detach()
+
+
+def choose_way(model: LanguageModel, batch: Batch, candidates: Sequence[Intervention]) -> Choice | None:
+    """How a batch like this can be frozen for these vectors; None where whole forwards are needed."""
+    free = [c for c in candidates if c.positions != "all"]
+    if not free or not batch.prefix_ids.shape[1]:
         return None
-    probe = max(candidates, key=lambda c: min(c.layers))  # what skips most
-    with probe.on(model), disturbed(probe):
-        found = find_way(llm, batch, unchanged_layers(decoder, [key for key, _ in probe.items()]))
-    if found is None:
+    ranked = sorted(free, key=lambda c: min(c.layers))
+    probe = ranked[len(ranked) // 2]  # it skips some layers and runs some
+    with probe.on(model):
+        below = unchanged_layers(find_decoder(model.llm), [key for key, _ in probe.items()])
+        found = find_way(model.llm, batch, below, probe)
+    return None if found is None else (found[0], bool(found[1]) or not below)
+
+
+def freeze(model: LanguageModel, batch: Batch, choice: Choice | None) -> FrozenBatch | None:
+    """The batch with its prefix, run without any vector; None where it has none or none may be kept."""
+    if choice is None or not batch.prefix_ids.shape[1]:
         return None
-    way, below = found
-    prefix = prefix_of(llm, batch.prefix_ids, batch.prefix_mask)
-    return FrozenBatch(llm, batch, prefix, way, skips=bool(below))
+    prefix = run_prefix(model.llm, batch.prefix_ids, batch.prefix_mask)
+    return None if prefix is None else FrozenBatch(model.llm, batch, prefix, choice[0], skips=choice[1])
 
 
 def _edit(candidate: Intervention, vector: Tensor, scales: Sequence[float]) -> Edit:
@@ -109,9 +135,12 @@ def _edit(candidate: Intervention, vector: Tensor, scales: Sequence[float]) -> E
     return edit
 
 
-def _score(scores: SweepScores, index: int, rows: list[int], logits: Tensor, labels: Tensor) -> None:
+def _score(
+    scores: SweepScores, index: int, chosen: Sequence[int], rows: list[int], logits: Tensor, labels: Tensor
+) -> None:
     counts = (labels != IGNORE).sum(-1).clamp_min(1)
     nll = token_nll(logits, labels).sum(-1) / counts
     greedy = ((logits.argmax(-1) == labels) | (labels == IGNORE)).all(-1)
     for table, found in zip(scores, (nll, greedy), strict=True):
-        table[index, :, rows] = found.view(len(rows), -1).T.to(table.device)
+        for place, column in zip(chosen, found.view(len(rows), -1).T.to(table.device), strict=True):
+            table[index, place, rows] = column

@@ -21,10 +21,12 @@ COMMANDS = [
 ]
 
 
-def test_the_python_example_runs(default_model, tmp_path, monkeypatch, capsys):
+def test_the_python_examples_run_one_after_the_other(default_model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (code,) = [block for language, block in BLOCKS if language == "python"]
-    exec(compile(code, str(README), "exec"), {})
+    names = {}
+    for code in [block for language, block in BLOCKS if language == "python"]:
+        exec(compile(code, str(README), "exec"), names)
+    assert names["scores"].nll.shape == (30, 3, 20)
     assert "Q: hot\nA:" in capsys.readouterr().out
     assert (tmp_path / "antonym.safetensors").stat().st_size < 100_000
 
