@@ -39,21 +39,23 @@ Section = Callable[[LanguageModel, Ask | None], list[Row]]
 def sections(quick: bool) -> dict[str, Section]:
     """What is measured, by name, in order."""
     steps: dict[str, Section] = {
-        "step-12": lambda model, ask: step_rows(model, 12, ask, not quick),
-        "step-64": lambda model, ask: step_rows(model, 64, ask, not quick),
-        "step-256": lambda model, ask: step_rows(model, 256, ask, not quick),
+        "step-12": lambda model, ask: step_rows(model, 12, ask, quick),
+        "step-64": lambda model, ask: step_rows(model, 64, ask, quick),
+        "step-256": lambda model, ask: step_rows(model, 256, ask, quick),
     }
     if not quick:
         steps["step-1024"] = lambda model, ask: step_rows(model, 1024, ask)
     others: dict[str, Section] = {
-        "extraction-shared": lambda model, ask: extraction_rows(model, None if quick else ask, True),
-        "extraction-drawn": lambda model, ask: extraction_rows(model, None if quick else ask, False),
-        "generation": lambda model, _: generation_rows(model),
-        "few-shot": lambda model, _: few_shot_rows(model, 25 if quick else 100),
-        "grid": lambda model, _: grid_rows(model, count=25 if quick else 100, plain_runs=2 if quick else 5),
+        "extraction-shared": lambda model, ask: extraction_rows(model, ask, True, quick),
+        "extraction-drawn": lambda model, ask: extraction_rows(model, ask, False, quick),
+        "generation": lambda model, _: generation_rows(model, quick),
+        "few-shot": lambda model, _: few_shot_rows(model, 20 if quick else 100),
+        "grid": lambda model, _: grid_rows(model, count=10 if quick else 100, plain_runs=1 if quick else 5),
     }
     tasks = AUTO_TASKS[:1] if quick else AUTO_TASKS
-    return steps | others | {f"auto-{task}": lambda model, _, task=task: auto_rows(model, task) for task in tasks}
+    return (
+        steps | others | {f"auto-{task}": lambda model, _, task=task: auto_rows(model, task, quick) for task in tasks}
+    )
 
 
 def main() -> None:
@@ -77,7 +79,7 @@ def main() -> None:
     done: dict[str, list[Row]] = kept.get("sections", {})
     wanted = [name for name in sections(options.quick) if name in (options.only or [name])]
     missing = [name for name in wanted if options.again or name not in done]
-    facts = {"base_model": "default", "threads": options.threads, "torch": torch.__version__}
+    facts = {"base_model": "default", "torch": torch.__version__, "threads": kept.get("threads", {})}
     with contextlib.ExitStack() as stack:
         ask = None if options.quick or not missing else peers(options.peers, options.threads, stack)
         model = laai.load_model("default") if missing else None
@@ -85,6 +87,7 @@ def main() -> None:
             print(f"measuring {name} ...", file=sys.stderr, flush=True)
             assert model is not None
             done[name] = sections(options.quick)[name](model, ask)
+            facts["threads"][name] = options.threads
             for row in done[name]:
                 print(f"  {row['ratio']:8.2f}  {row['name']}", file=sys.stderr, flush=True)
             write_json(path, facts | {"rows": all_rows(done), "sections": done})

@@ -25,9 +25,10 @@ SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 def extraction_rows(
-    model: LanguageModel, ask: Ask | None, shared: bool, samples: int = 50, shots: int = 5
+    model: LanguageModel, ask: Ask | None, shared: bool, quick: bool = False, shots: int = 5
 ) -> list[Row]:
-    """Extraction of `samples` samples against one prompt at a time, and against steering-vectors."""
+    """Extraction of 50 samples (`quick`: 10, once) against one prompt at a time, and against steering-vectors."""
+    samples = 10 if quick else 50
     task = laai.load_task("antonym")
     template = Template(model.tokenizer, task)
     chosen, shown = random_samples(task.examples, samples, shots, 0, shared)
@@ -58,7 +59,7 @@ def extraction_rows(
     kind = "shared demonstrations" if shared else "demonstrations drawn per sample"
     if ask is not None:
         tasks["steering-vectors, batches of 16"] = lambda: ask("extract", positive=few, negative=zero, batch_size=16)
-    seconds = in_turn(tasks, 3)
+    seconds = in_turn(tasks, 1 if quick else 3, warm=not quick)
     return [
         faster(f"extraction: {name} / ours, {kind}", seconds["ours"] / samples, seconds[name] / samples, "s a sample")
         for name in tasks
@@ -106,8 +107,9 @@ def grid_rows(model: LanguageModel, tokens: int = 64, count: int = 100, plain_ru
     ]
 
 
-def generation_rows(model: LanguageModel, prompt_tokens: int = 64, new: int = 48) -> list[Row]:
+def generation_rows(model: LanguageModel, quick: bool = False, prompt_tokens: int = 64) -> list[Row]:
     """Milliseconds a token of greedy generation, one prompt at a time: no hook, vectors, and from a kept prefix."""
+    new = 12 if quick else 48
     (prompt,) = prompts_of_length(model, prompt_tokens, 1)
     ids = torch.tensor([prompt.prompt])
     options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "attention_mask": torch.ones_like(ids)}
@@ -137,7 +139,7 @@ def generation_rows(model: LanguageModel, prompt_tokens: int = 64, new: int = 48
             "one vector at generated": lambda: generate(always),
             "one vector at last_prompt, from a kept prefix": lambda: generate(one, prefix.continued()),
         },
-        5,
+        3 if quick else 5,
     )
     for name, value in seconds.items():
         if name != "none":

@@ -47,13 +47,16 @@ def our_step(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss)
+        return float(loss.detach())
 
     return steered, step
 
 
-def step_rows(model: LanguageModel, tokens: int, ask: Ask | None, rivals: bool = True) -> list[Row]:
-    """Time and memory of a step at prompts of `tokens` tokens: ours, by full forward, PEFT and pyreft, in turn."""
+def step_rows(model: LanguageModel, tokens: int, ask: Ask | None, quick: bool = False) -> list[Row]:
+    """Time and memory of a step at prompts of `tokens` tokens: ours, by full forward, PEFT and pyreft, in turn.
+
+    `quick`: only ours and the full forward, and fewer rounds.
+    """
     prompts = prompts_of_length(model, tokens, BATCH)
     other = laai.load_model(model.name)  # each way has a model of its own, as vectors stay attached between steps
     engine, ours = our_step(model, prompts, "auto")
@@ -63,9 +66,9 @@ def step_rows(model: LanguageModel, tokens: int, ask: Ask | None, rivals: bool =
     assert engine.engine.way == "split"
     whole, full = our_step(other, prompts, "off")
     tasks: dict[str, Callable[[], object]] = {"engine": ours, "full forward": full}
-    if rivals:
+    if not quick:
         tasks |= rival_steps(model, prompts, ask)
-    seconds = in_turn(tasks, ROUNDS[tokens], warm=tokens < 1024)
+    seconds = in_turn(tasks, 1 if quick else ROUNDS[tokens], warm=tokens < 1024)
     memory = {name: peak_above(task) for name, task in tasks.items() if name != "pyreft"}
     rows = [
         faster(f"{name} step / engine step, {tokens} tokens", seconds["engine"], seconds[name], "s")
@@ -134,8 +137,11 @@ def growth_row(rows: list[Row]) -> list[Row]:
     return [relative("engine step at 1024 tokens / at 12 tokens", long["ours"], short["ours"], "s")]
 
 
-def auto_rows(model: LanguageModel, task: str, seed: int = 0) -> list[Row]:
-    """`auto` against one fit at a fixed layer, and against a search of every layer at full length, on one task."""
+def auto_rows(model: LanguageModel, task: str, quick: bool = False, seed: int = 0) -> list[Row]:
+    """`auto` against one fit at a fixed layer, and against a search of every layer at full length, on one task.
+
+    `quick`: without that search and without testing.
+    """
     data = FewShotDataModule(task, 10, seed=seed, test=100)
     template = data.template(model.tokenizer)
     prompts = [prompt for _, prompt in encode_training(template, data.splits.train)]
@@ -150,6 +156,9 @@ def auto_rows(model: LanguageModel, task: str, seed: int = 0) -> list[Row]:
 
     fit("fixed", depth // 3)
     fit("auto", "auto")
+    cost = relative(f"auto / one fit at layer {depth // 3}, {task}", seconds["auto"], seconds["fixed"], "s")
+    if quick:
+        return [cost]
     began = time.perf_counter()
     every = profile_layers(model, "residual", "last_prompt", prompts, rounds=[(depth, 30)], rate=0.03)
     seconds["exhaustive"] = time.perf_counter() - began
@@ -158,7 +167,7 @@ def auto_rows(model: LanguageModel, task: str, seed: int = 0) -> list[Row]:
     tests = compare(trainer, model, data, [Method(name, vector) for name, vector in learned.items()])
     exact = {test.method.name: test.scores.exact_match for test in tests if test.scores is not None}
     return [
-        relative(f"auto / one fit at layer {depth // 3}, {task}", seconds["auto"], seconds["fixed"], "s"),
+        cost,
         faster(f"search of every layer / auto, {task}", seconds["auto"], seconds["exhaustive"], "s"),
         relative(f"exact match of auto / of the search of every layer, {task}", exact["auto"], exact["exhaustive"], ""),
         relative(f"exact match of auto / of layer {depth // 3}, {task}", exact["auto"], exact["fixed"], ""),

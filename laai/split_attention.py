@@ -79,41 +79,78 @@ def split_attention(
         (batch, tokens, heads, width) in the dtype of `value`.
     """
     keys, values = key.frozen_prefix  # type: ignore[attr-defined]
-    batch, heads, tokens, width = query.shape
-    rows, kinds = keys.shape[:2]
-    shared, group = batch // rows, heads // kinds
-    grouped = query.reshape(batch, kinds, group * tokens, width) * (width**-0.5 if scaling is None else scaling)
-    near = (grouped @ key.mT).reshape(batch, heads, tokens, -1)
-    far = _unshare(_share(grouped, rows) @ keys.mT, shared).reshape(batch, heads, tokens, -1)
-    scores = torch.cat([far, near], dim=-1)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    if s_aux is not None:
-        scores = torch.cat([scores, s_aux.view(1, -1, 1, 1).expand(batch, -1, tokens, 1).to(scores.dtype)], dim=-1)
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
-    weights = weights.reshape(batch, kinds, group * tokens, -1)
-    split = keys.shape[2]
-    out = _unshare(_share(weights[..., :split], rows) @ values, shared)
-    out = out + weights[..., split : split + key.shape[2]] @ value
-    return out.reshape(batch, heads, tokens, -1).transpose(1, 2).contiguous(), None
+    device = query.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    query, key, value, keys, values = (x.to(dtype) for x in (query, key, value, keys, values))
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    with torch.autocast(device, enabled=False):
+        out: Tensor = _Split.apply(query, key, value, keys, values, attention_mask, scaling, softcap, s_aux)  # type: ignore[no-untyped-call]
+    return out, None
 
 
-def _share(x: Tensor, rows: int) -> Tensor:
-    """(batch, kinds, n, width) -> (rows, kinds, batch / rows * n, width): what looks at one prefix side by side."""
-    batch, kinds, n, width = x.shape
+class _Split(torch.autograd.Function):
+    """`split_attention` with a backward that keeps the softmax alone, and computes nothing for the prefix.
+
+    Of all that autograd would keep, that is one table of (heads, tokens, prefix tokens) a layer instead of six.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        (batch, heads, tokens, width), kinds, split = query.shape, key.shape[1], keys.shape[2]
+        grouped = query.reshape(batch, kinds, -1, width) * scaling
+        scores = torch.cat([_over(grouped, keys.mT), grouped @ key.mT], dim=-1).view(batch, heads, tokens, -1)
+        slope = None
+        if softcap is not None:
+            tanh = scores.div_(softcap).tanh_()
+            slope, scores = 1 - tanh.square(), tanh * softcap
+        if mask is not None:
+            scores = scores.add_(mask)
+        if sinks is not None:
+            column = sinks.view(1, -1, 1, 1).expand(batch, -1, tokens, 1).to(scores.dtype)
+            weights = torch.cat([scores, column], dim=-1).softmax(dim=-1, dtype=torch.float32)[..., :-1]
+        else:
+            weights = scores.softmax(dim=-1, dtype=torch.float32)
+        weights = weights.to(value.dtype).reshape(batch, kinds, -1, scores.shape[-1])
+        ctx.save_for_backward(grouped, key, value, keys, values, weights, slope)
+        ctx.scaling = scaling
+        out = _over(weights[..., :split], values) + weights[..., split:] @ value
+        return out.reshape(batch, heads, tokens, -1).transpose(1, 2).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        grouped, key, value, keys, values, weights, slope = ctx.saved_tensors
+        batch, tokens, heads, _ = upstream[0].shape
+        kinds, split = key.shape[1], keys.shape[2]
+        out = upstream[0].transpose(1, 2).reshape(batch, kinds, -1, value.shape[-1])
+        scores = torch.cat([_over(out, values.mT), out @ value.mT], dim=-1)
+        scores = scores.sub_((scores * weights).sum(dim=-1, keepdim=True)).mul_(weights)
+        if slope is not None:
+            scores = scores.mul_(slope.view_as(scores))
+        query = (_over(scores[..., :split], keys) + scores[..., split:] @ key) * ctx.scaling
+        near = scores[..., split:].mT @ grouped, weights[..., split:].mT @ out
+        return query.reshape(batch, heads, tokens, -1), *near, None, None, None, None, None, None
+
+
+def _over(x: Tensor, table: Tensor) -> Tensor:
+    """x (batch, kinds, n, a) @ table (rows, kinds, a, b), where batch / rows in a row share one table."""
+    batch, kinds, n, a = x.shape
+    rows = len(table)
     if batch == rows:
-        return x
-    return x.reshape(rows, batch // rows, kinds, n, width).transpose(1, 2).reshape(rows, kinds, -1, width)
-
-
-def _unshare(x: Tensor, shared: int) -> Tensor:
-    """The way back from `_share`."""
-    if shared == 1:
-        return x
-    rows, kinds, n, width = x.shape
-    return x.reshape(rows, kinds, shared, n // shared, width).transpose(1, 2).reshape(rows * shared, kinds, -1, width)
+        return x @ table
+    together = x.reshape(rows, batch // rows, kinds, n, a).transpose(1, 2).reshape(rows, kinds, -1, a) @ table
+    apart = together.view(rows, kinds, batch // rows, n, -1).transpose(1, 2)
+    return apart.reshape(batch, kinds, n, -1)
 
 
 AttentionInterface.register(NAME, split_attention)
