@@ -43,6 +43,25 @@ CONFIGS = {
 }
 ARCHITECTURES = tuple(CONFIGS)
 
+# All layers, or some, fold the tokens before into one state: nothing can be continued row by row.
+STATEFUL = {
+    "mamba": (
+        "MambaConfig",
+        {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": VOCABULARY, "state_size": 4, "pad_token_id": 0},
+    ),
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        {
+            **_LLAMA,
+            "num_hidden_layers": 4,
+            "head_dim": 8,
+            **{"linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 8},
+            **{"linear_value_head_dim": 8, "num_experts": 2, "num_experts_per_tok": 1},
+            **{"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+        },
+    ),
+}
+
 # Where layers and output projections are, written down by hand: the tests must not ask the code under test.
 _LAYERS = {"gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers", "opt": "model.decoder.layers"}
 _LAYERS |= {"falcon": "transformer.h", "bloom": "transformer.h", "mpt": "transformer.blocks"}

@@ -9,15 +9,24 @@ import weakref
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, MambaConfig, Qwen3NextConfig
+from transformers import AutoModelForCausalLM
 
-from laai.agreement import disturbed
 from laai.engine import PrefixEngine
 from laai.forward import answer_logits, mean_nll
 from laai.intervention import Intervention
 from laai.prompts import IGNORE, Prompt, collate
 from laai.steered import SteeredLM, without_unlabelled_end
-from tests.tiny_models import ARCHITECTURES, CONFIGS, LAYERS, build, random_vectors, shared, site_module, tokens
+from tests.tiny_models import (
+    ARCHITECTURES,
+    CONFIGS,
+    LAYERS,
+    STATEFUL,
+    build,
+    random_vectors,
+    shared,
+    site_module,
+    tokens,
+)
 
 APPENDS = {"falcon", "bloom", "mpt"}  # their attention is not one of transformers' attention functions
 SITES = ("residual", "heads")
@@ -130,22 +139,10 @@ def test_positions_all_has_no_frozen_prefix():
     assert engine.way is None
 
 
-def tiny_mamba():
-    return MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=97, state_size=4, pad_token_id=0)
-
-
-def tiny_hybrid():
-    return Qwen3NextConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, linear_num_value_heads=2, linear_num_key_heads=2, linear_key_head_dim=8,
-        linear_value_head_dim=8, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16,
-        shared_expert_intermediate_size=16, pad_token_id=0,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("config", [tiny_mamba, tiny_hybrid])
-def test_states_that_fold_all_tokens_fall_back_and_say_so_once(config, caplog):
-    model = AutoModelForCausalLM.from_config(config()).eval()
+@pytest.mark.parametrize("name", STATEFUL)
+def test_states_that_fold_all_tokens_fall_back_and_say_so_once(name, caplog):
+    kind, options = STATEFUL[name]
+    model = AutoModelForCausalLM.from_config(getattr(transformers, kind)(**options)).eval()
     batch = collate([prompt_of(5, 2, 1), prompt_of(5, 2, 2)], 0)
     steered = SteeredLM(model, Intervention.random(model, "residual", [0], norm=1.0))
     try:
@@ -202,14 +199,6 @@ def test_autocast_is_compared_by_its_own_precision():
         expected, *_ = outcome(model, vectors, "last_prompt", "off", [BATCH, BATCH])
     assert way == "split"
     assert_same(found, expected, 0.1)
-
-
-def test_disturbed_restores_bitwise():
-    intervention = Intervention(random_vectors("llama", [("heads", 0), ("residual", 2)]))
-    before = [v.detach().clone() for v in intervention.parameters()]
-    with disturbed(intervention, 0.1):
-        assert not any(torch.equal(a, b) for a, b in zip(before, intervention.parameters(), strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(before, intervention.parameters(), strict=True))
 
 
 def test_the_first_batch_may_have_no_prefix_at_all():
