@@ -1,6 +1,6 @@
 """What the frozen-prefix engine saves: one table, all rows of a kind measured in turn in one run.
 
-    python experiments/bench_engine.py --quick            the main rows, under 5 minutes on two cores
+    python experiments/bench_engine.py --quick            fewer and smaller rows, some minutes on two cores
     python experiments/bench_engine.py                    all rows; a run that was stopped goes on row by row
     python experiments/bench_engine.py --only grid        one section
     python experiments/bench_engine.py --peers off        without the libraries that need an environment of their own

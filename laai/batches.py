@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from laai.agreement import find_way
-from laai.prefix import Prefix, prefix_of
+from laai.prefix import NoPrefixError, Prefix, prefix_of
 from laai.prefix_store import PrefixStore, prefix_keys
 from laai.prompts import Batch, Prompt, collate
 from laai.shared_prefix import SharedPrefix, common_length, share_prefix
@@ -78,14 +78,15 @@ class Reuse:
             self._continues = find_way(llm, batch, ways=("append",)) is not None
             return self.own(llm, batch)
         began = time.perf_counter()
-        missing = [key for key in prefix_keys(batch) if key not in self._seconds]
+        keys = prefix_keys(batch)
+        missing = [key for key in keys if key not in self._seconds]
         try:
             prefix = self.store.fetch(batch, lambda ids, mask: prefix_of(llm, ids, mask))
-        except NotImplementedError:
+        except NoPrefixError:
             return None
         if missing:
             self._seconds |= dict.fromkeys(missing, (time.perf_counter() - began) / len(missing))
-        return prefix, [self._seconds[key] for key in prefix_keys(batch)]
+        return prefix, [self._seconds[key] for key in keys]
 
 
 def started_batches(

@@ -25,7 +25,7 @@ from laai.frozen import FrozenBatch, Way
 from laai.hooks import is_compiled
 from laai.intervention import Intervention
 from laai.layers import find_decoder, unwrap
-from laai.prefix import prefix_of
+from laai.prefix import NoPrefixError, prefix_of
 from laai.prefix_store import PrefixStore
 from laai.prompts import Batch
 from laai.skipping import LayerOutput, unchanged_layers
@@ -68,7 +68,7 @@ class PrefixEngine:
             self._last = None  # before the next one needs its memory
             try:
                 self._last = self._freeze(batch, self.way)
-            except NotImplementedError:  # a prefix too long to be kept
+            except NoPrefixError:  # a prefix too long to be kept
                 return None
         known = not self._below or self._below[-1] in self._last.outputs
         logits = self._last.run(self._below)

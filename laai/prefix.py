@@ -22,6 +22,11 @@ from laai.errors import UserError
 from laai.layers import unwrap
 from laai.positions import prompts_of
 
+
+class NoPrefixError(RuntimeError):
+    """This model, or a prompt of this length, has no prefix that can be kept: whole prompts have to be run."""
+
+
 ROOM = 256
 """Tokens that may come after a prefix: the last prompt token and the answer."""
 
@@ -87,10 +92,10 @@ def _outgrows(llm: nn.Module, tokens: int) -> bool:
 
 
 def prefix_of(llm: nn.Module, ids: Tensor, mask: Tensor) -> Prefix:
-    """`run_prefix`, which raises NotImplementedError where there is nothing to continue."""
+    """`run_prefix`, which raises NoPrefixError where there is nothing to continue."""
     prefix = run_prefix(llm, ids, mask)
     if prefix is None:
-        raise NotImplementedError("this model keeps no keys and values that can be continued row by row")
+        raise NoPrefixError("this model keeps no keys and values that can be continued row by row")
     return prefix
 
 
