@@ -7,20 +7,30 @@ Both prompts carry the same instruction and query, so that only the demonstratio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
 
-from tqdm.auto import tqdm
+import lightning.pytorch as pl
+import numpy as np
+from numpy.typing import NDArray
 
-from cast.select import random_samples
-from laai.activations import last_token_statistics
+from cast.contrast import Contrast
+from cast.contrast_loop import run_all
+from cast.embeddings import encoder_embeddings, state_embeddings
+from cast.samples import draw
+from cast.select import Strategy
 from laai.errors import UserError
-from laai.intervention import Intervention
+from laai.intervention import Intervention, Key
 from laai.layers import find_decoder
 from laai.models import LanguageModel
-from laai.prompts import Template, pad_token
+from laai.prompts import Template
 from laai.tasks import Example, Task
 from laai.teacher import other_examples
-from laai.words import Positions, Site, Style
+from laai.words import SITES, Positions, Site, Style
+
+Kind = Literal["difference", "few_shot"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def extract(
@@ -29,14 +39,14 @@ def extract(
     *,
     samples: int = 50,
     shots: int = 5,
-    site: Site = "heads",
-    layers: Sequence[int] | None = None,
-    positions: Positions = "last_prompt",
-    style: Style = "plain",
+    strategy: Strategy = "random",
+    encoder: str | None = None,
     shared_shots: bool = False,
+    from_selected: bool = False,
+    style: Style = "plain",
     seed: int = 0,
-    batch_size: int = 16,
     progress: bool = True,
+    **options: Any,
 ) -> Intervention:
     """Extract the CAST vector of a source task, for all layers in one pass over each prompt.
 
@@ -45,34 +55,42 @@ def extract(
         source: the task whose examples are the samples and their demonstrations.
         samples: how many samples; all of the task's examples if it has no more.
         shots: demonstrations in each few-shot prompt, drawn for each sample from all other examples.
-        site: `heads` or `residual`.
-        layers: which layers; default: all that have the site.
-        positions: where the vector will be added when it is used.
-        style: prompt style, `plain` or `chat`.
+        strategy: how the samples are selected, see `cast.select`.
+        encoder: a sentence encoder (hub id or folder) to compare examples by, for strategies other than `random`;
+            default: the language model's own states.
         shared_shots: show all samples the same demonstrations: they are run once then, but the mean is over one draw.
+        from_selected: draw demonstrations from the samples alone, so that no other label is needed.
+        style: prompt style, `plain` or `chat`.
         seed: draws samples and demonstrations.
-        batch_size: prompts run at a time.
-        progress: show a progress bar.
+        progress: show progress bars.
+        options: further arguments of `extract_from`: site, layers, positions, preserve_norm, kind, batch_size,
+            trainer, partial.
 
     Returns:
-        One fp32 vector per layer, at scale 1, with the settings in its metadata.
+        One fp32 vector per site and layer, at scale 1, with the settings in its metadata.
 
     Raises:
         UserError: fewer than two examples, or sizes below one.
     """
-    chosen, demonstrations = random_samples(source.examples, samples, shots, seed, shared_shots)
-    return extract_from(
-        model, Template(model.tokenizer, source, style), chosen, demonstrations,
-        site=site, layers=layers, positions=positions, batch_size=batch_size, progress=progress,
-        settings={
-            "samples": len(chosen), "shots": len(demonstrations[0]), "shared_shots": shared_shots, "seed": seed
-        },
+
+    def embed(examples: Sequence[Example]) -> NDArray[np.floating]:
+        texts = [example.input for example in examples]
+        if encoder is None:
+            return state_embeddings(model, texts, progress=progress)
+        return encoder_embeddings(encoder, texts, progress=progress, device=model.llm.device)
+
+    drawn = draw(
+        source.examples, samples, shots, seed,
+        strategy=strategy, embed=embed, shared=shared_shots, from_selected=from_selected,
     )  # fmt: skip
+    settings: dict[str, object] = {"samples": len(drawn.samples), "shots": len(drawn.demonstrations[0]), "seed": seed}
+    settings |= {"strategy": strategy, "encoder": encoder, "shared_shots": shared_shots}
+    settings |= {"from_selected": from_selected}
+    template = Template(model.tokenizer, source, style)
+    return extract_from(model, template, *drawn, progress=progress, settings=settings, **options)
 
 
-def extract_own(
-    model: LanguageModel, template: Template, examples: Sequence[Example], **options: object
-) -> Intervention:
+def extract_own(model: LanguageModel, template: Template, examples: Sequence[Example], **options: Any) -> Intervention:
     """The CAST vector of a few labelled examples themselves: each one's query behind all the others.
 
     `options` as in `extract_from`. Raises UserError for fewer than two examples.
@@ -84,7 +102,7 @@ def extract_own(
         )
     others = other_examples(examples)
     settings = {"samples": len(examples), "shots": len(others[0]), "own": True}
-    return extract_from(model, template, examples, others, settings=settings, **options)  # type: ignore[arg-type]
+    return extract_from(model, template, examples, others, settings=settings, **options)
 
 
 def extract_from(
@@ -93,35 +111,83 @@ def extract_from(
     samples: Sequence[Example],
     demonstrations: Sequence[Sequence[Example]],
     *,
-    site: Site = "heads",
+    site: Site | Sequence[Site] = "heads",
     layers: Sequence[int] | None = None,
     positions: Positions = "last_prompt",
+    preserve_norm: bool = False,
+    kind: Kind = "difference",
     batch_size: int = 16,
+    trainer: pl.Trainer | None = None,
+    partial: Path | None = None,
     progress: bool = True,
-    settings: dict[str, object] | None = None,
+    settings: Mapping[str, object] | None = None,
 ) -> Intervention:
-    """Extract from given samples, each with its own demonstrations; otherwise as `extract`."""
+    """Extract from given samples, each with its own demonstrations.
+
+    Args:
+        model: the language model.
+        template: writes the prompts.
+        samples: whose prompts are read.
+        demonstrations: for each sample, what its few-shot prompt shows.
+        site: `heads`, `residual`, or both.
+        layers: which layers; default: all that have the site.
+        positions: where the vector will be added when it is used.
+        preserve_norm: the vector will leave the norm of each activation as it is.
+        kind: `difference`, or `few_shot` for the mean few-shot activation alone (an ablation).
+        batch_size: pairs of prompts run at a time on each device.
+        trainer: a Lightning trainer whose devices share the samples; None to run where the model is.
+        partial: files to go on from after an interruption, see `cast.contrast_loop.run_all`.
+        progress: show a progress bar.
+        settings: facts for the metadata.
+
+    Raises:
+        UserError: a sample stands among its own demonstrations, or there is no such site, layer or kind.
+    """
+    if kind not in KINDS:
+        raise UserError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    contrast = contrast_of(
+        model, template, samples, demonstrations, site=site, layers=layers, batch_size=batch_size, trainer=trainer,
+        partial=partial, progress=progress,
+    )  # fmt: skip
+    parts = [
+        Intervention.zeros(model, s, [i for found, i in contrast.widths if found == s])
+        for s in dict.fromkeys(s for s, _ in contrast.widths)
+    ]
+    heads = {layer: count for part in parts for layer, count in part.num_heads.items()}
+    cast = {"source": template.task.name, "style": template.style, "kind": kind} | dict(settings or {})
+    return Intervention(
+        contrast.means(difference=kind == "difference"),
+        positions=positions, preserve_norm=preserve_norm, num_heads=heads, metadata=parts[0].metadata | {"cast": cast},
+    )  # fmt: skip
+
+
+def contrast_of(
+    model: LanguageModel,
+    template: Template,
+    samples: Sequence[Example],
+    demonstrations: Sequence[Sequence[Example]],
+    *,
+    site: Site | Sequence[Site] = "heads",
+    layers: Sequence[int] | None = None,
+    batch_size: int = 16,
+    trainer: pl.Trainer | None = None,
+    partial: Path | None = None,
+    progress: bool = True,
+    keep: bool = False,
+) -> Contrast:
+    """The sums behind a vector: means and variances by site and layer; with `keep`, every sample's activations."""
     for sample, shown in zip(samples, demonstrations, strict=True):
         if any(shot.input == sample.input for shot in shown):
             raise UserError(f"the sample {sample.input!r} stands among its own demonstrations")
-    layers = find_decoder(model.llm).steerable(site) if layers is None else list(layers)
+    decoder = find_decoder(model.llm)
+    keys: list[Key] = []
+    for s in [site] if isinstance(site, str) else site:
+        if s not in SITES:
+            raise UserError(f"site must be one of {', '.join(SITES)}, not {s!r}")
+        keys += [(s, i) for i in (decoder.steerable(s) if layers is None else layers)]
     few_shot = [template.encode(s.input, shown) for s, shown in zip(samples, demonstrations, strict=True)]
     zero_shot = [template.encode(s.input) for s in samples]
-    with tqdm(total=2 * len(samples), desc=f"CAST from {template.task.name}", disable=not progress, leave=False) as bar:
-        behind_shots, alone = (
-            last_token_statistics(
-                model.llm,
-                prompts,
-                site,
-                layers,
-                pad=pad_token(model.tokenizer),
-                batch_size=batch_size,
-                on_batch=bar.update,
-            )
-            for prompts in (few_shot, zero_shot)
-        )
-    zeros = Intervention.zeros(model, site, layers, positions=positions)
-    cast = {"source": template.task.name, "style": template.style} | (settings or {})
-    return zeros.with_vectors(
-        {(site, i): behind_shots.mean[i] - alone.mean[i] for i in layers}, metadata=zeros.metadata | {"cast": cast}
-    )
+    contrast = Contrast(model, few_shot, zero_shot, keys, keep)
+    name = f"CAST from {template.task.name}" if progress else None
+    run_all(contrast, model, batch_size=batch_size, trainer=trainer, partial=partial, name=name)
+    return contrast

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 import cast
 import laai
-from cast.select import random_samples
+from cast.samples import draw
 from laai.evaluate import measure
 from laai.forward import answer_logits, token_nll
 from laai.hooks import record_last_token
@@ -31,7 +31,7 @@ def extraction_rows(
     samples = 10 if quick else 50
     task = laai.load_task("antonym")
     template = Template(model.tokenizer, task)
-    chosen, shown = random_samples(task.examples, samples, shots, 0, shared)
+    chosen, shown = draw(task.examples, samples, shots, 0, shared=shared)
     few = [template.prompt_text(s.input, d) for s, d in zip(chosen, shown, strict=True)]
     zero = [template.prompt_text(s.input) for s in chosen]
     layers = range(len(find_decoder(model.llm).layers))

@@ -7,7 +7,7 @@ import torch
 
 import cast
 from cast.extraction import extract_from
-from cast.select import random_samples
+from cast.samples import draw
 from laai.errors import UserError
 from laai.prompts import Template
 from tests.tiny_models import LAYERS, recorded
@@ -42,7 +42,7 @@ def mean_of_differences(model, task, samples, demonstrations, site):
 @pytest.mark.parametrize("name", NAMES)
 def test_vectors_are_means_of_differences(character_model, letter_task, name, site, batch_size):
     model = character_model(name)
-    samples, shots = random_samples(letter_task.examples, 7, 2, seed=1)
+    samples, shots = draw(letter_task.examples, 7, 2, seed=1)
     by_hand = mean_of_differences(model, letter_task, samples, shots, site)
     vector = cast.extract(
         model, letter_task, samples=7, shots=2, site=site, seed=1, batch_size=batch_size, progress=False
@@ -56,7 +56,7 @@ def test_vectors_are_means_of_differences(character_model, letter_task, name, si
 @pytest.mark.parametrize("name", NAMES)
 def test_shared_demonstrations_are_run_once(character_model, letter_task, name):
     model, runs = character_model(name), []
-    samples, shots = random_samples(letter_task.examples, 7, 2, 3, shared=True)
+    samples, shots = draw(letter_task.examples, 7, 2, 3, shared=True)
     by_hand = mean_of_differences(model, letter_task, samples, shots, "residual")
     handle = model.llm.get_input_embeddings().register_forward_hook(lambda _, __, out: runs.append(out.shape[:2]))
     try:

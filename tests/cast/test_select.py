@@ -1,53 +1,127 @@
-"""Random samples and their demonstrations."""
+"""Selection strategies against their definitions, without laziness."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from cast.select import random_samples
+from cast import select as strategies
+from cast.influence import FacilityInfluence, WalkInfluence
+from cast.neighbours import nearest_neighbours, unit_rows
+from cast.select import STRATEGIES, lazy_greedy, select
 from laai.errors import UserError
-from laai.tasks import Example
-
-POOL = [Example(str(i), "x") for i in range(12)]
 
 
-@pytest.mark.parametrize(("samples", "shots"), [(1, 1), (5, 3), (12, 11), (50, 4)])
-def test_no_sample_is_shown_to_itself(samples, shots):
-    for seed in range(20):
-        chosen, shown = random_samples(POOL, samples, shots, seed)
-        assert len(chosen) == len({e.input for e in chosen}) == min(samples, len(POOL))
-        for sample, demonstrations in zip(chosen, shown, strict=True):
-            assert len({d.input for d in demonstrations}) == shots
-            assert sample not in demonstrations
+@pytest.fixture(scope="module")
+def embeddings():
+    rng = np.random.default_rng(2)
+    return rng.normal(size=(5, 8))[rng.integers(5, size=120)] + 0.4 * rng.normal(size=(120, 8))
 
 
-def test_every_other_example_is_shown_as_often():
-    counts = dict.fromkeys((e.input for e in POOL), 0)
-    rounds = 600
-    for seed in range(rounds):
-        (sample,), (shown,) = random_samples(POOL, 1, 3, seed)
-        for d in shown:
-            counts[d.input] += 1
-        assert sample not in shown
-    expected = rounds * 3 / len(POOL)
-    assert all(abs(count - expected) < 5 * expected**0.5 for count in counts.values())
+@pytest.fixture(scope="module")
+def rows(embeddings):
+    return unit_rows(embeddings)
 
 
-@pytest.mark.parametrize(("samples", "shots"), [(1, 1), (5, 3), (12, 11), (50, 4)])
-def test_shared_demonstrations_are_no_samples(samples, shots):
-    for seed in range(20):
-        chosen, shown = random_samples(POOL, samples, shots, seed, shared=True)
-        assert len(chosen) == len(shown) == min(samples, len(POOL) - shots)
-        assert all(demonstrations == shown[0] for demonstrations in shown)
-        assert len({e.input for e in [*chosen, *shown[0]]}) == len(chosen) + shots
+def eager(influence, count, samples, rows=None):
+    chosen = []
+    for _ in range(samples):
+        apart = np.ones(count)
+        if rows is not None and chosen:
+            apart = 1 - (rows @ rows[chosen].T).clip(min=0).max(axis=1)
+        scores = [-np.inf if u in chosen else influence.gain(u) * apart[u] for u in range(count)]
+        chosen.append(int(np.argmax(scores)))
+        influence.add(chosen[-1])
+    return chosen
 
 
-def test_seeds():
-    assert random_samples(POOL, 5, 3, 7) == random_samples(POOL, 5, 3, 7)
-    assert random_samples(POOL, 5, 3, 7) != random_samples(POOL, 5, 3, 8)
+@pytest.mark.parametrize("make", [WalkInfluence, FacilityInfluence])
+@pytest.mark.parametrize("diverse", [False, True])
+def test_lazy_is_eager(rows, make, diverse):
+    graph = nearest_neighbours(rows, 8)
+    apart = rows if diverse else None
+    asked = []
+
+    class Counted(make):
+        def gain(self, sample):
+            asked.append(sample)
+            return super().gain(sample)
+
+    assert lazy_greedy(Counted(graph), 15, apart) == eager(make(graph), 120, 15, apart)
+    assert len(asked) < 15 * 120 / 4, "most gains need no look"
 
 
-@pytest.mark.parametrize(("samples", "shots"), [(0, 1), (1, 0), (-1, 2), (1, 12), (3, 40)])
-def test_sizes_that_cannot_be_drawn(samples, shots):
-    with pytest.raises(UserError):
-        random_samples(POOL, samples, shots, 0)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_chosen_once_each_and_the_same_again(embeddings, strategy):
+    chosen = select(strategy, 120, 12, lambda: embeddings, seed=4)
+    assert len(chosen) == len(set(chosen)) == 12
+    assert all(0 <= i < 120 for i in chosen)
+    assert chosen == select(strategy, 120, 12, lambda: embeddings, seed=4)
+    assert chosen[:5] == select(strategy, 120, 5, lambda: embeddings, seed=4)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_sizes(strategy):
+    def unused():
+        raise AssertionError("no need to embed")
+
+    assert select(strategy, 4, 9, unused) == [0, 1, 2, 3]
+    assert len(select(strategy, 3, 2, lambda: np.eye(3))) == 2
+    with pytest.raises(UserError, match="at least 1"):
+        select(strategy, 4, 0, unused)
+
+
+def test_bad_names_and_embeddings():
+    with pytest.raises(UserError, match="strategy must be one of random, cast"):
+        select("best", 4, 2, lambda: np.eye(4))
+    with pytest.raises(UserError, match="embeddings of 4 samples, found 3"):
+        select("cast", 4, 2, lambda: np.eye(3))
+
+
+def test_random_needs_no_embeddings_and_depends_on_the_seed():
+    def unused():
+        raise AssertionError("embedded")
+
+    assert select("random", 50, 5, unused, seed=1) != select("random", 50, 5, unused, seed=2)
+
+
+def test_vote_k_by_hand(rows):
+    voters = nearest_neighbours(rows, 10).indices
+    chosen = []
+    for _ in range(6):
+        scores = np.zeros(120)
+        for v in range(120):
+            if v not in chosen:
+                scores[voters[v]] += 10.0 ** -len(set(voters[v]) & set(chosen))
+        scores[chosen] = -np.inf
+        chosen.append(int(scores.argmax()))
+    assert strategies.vote_k(rows, 6, neighbours=10) == chosen
+
+
+def test_k_center_by_hand(rows):
+    chosen = strategies.k_center(rows, 6)
+    assert chosen[0] == np.argmax(rows @ rows.mean(axis=0))
+    for count in range(1, 6):
+        nearest = (rows @ rows[chosen[:count]].T).max(axis=1)
+        assert nearest[chosen[count]] == pytest.approx(nearest.min())
+
+
+@pytest.mark.parametrize("strategy", ["cast", "k_center"])
+def test_diverse_strategies_visit_every_cluster(strategy):
+    """Four tight clusters, one of them ten times as large: a random draw would see little but that one."""
+    rng = np.random.default_rng(0)
+    sizes = (200, 20, 20, 20)
+    labels = np.repeat(range(4), sizes)
+    points = 5 * np.eye(4, 12)[labels] + 0.3 * rng.normal(size=(260, 12))
+    chosen = select(strategy, 260, 4, lambda: points)
+    assert sorted(labels[chosen]) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("diffusion", ["walk", "cascade"])
+def test_cast_prefers_the_middle_of_things(diffusion):
+    """Outliers influence nobody."""
+    rng = np.random.default_rng(0)
+    crowd = np.array([1.0, 0, 0, 0, 0, 0]) + 0.2 * rng.normal(size=(100, 6))
+    outliers = rng.normal(size=(5, 6)) * [0, 1, 1, 1, 1, 1]
+    points = unit_rows(np.concatenate([crowd, outliers]))
+    assert strategies.cast(points, 1, diffusion=diffusion)[0] < 100

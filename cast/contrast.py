@@ -1,0 +1,163 @@
+"""Few-shot against zero-shot activations at the last prompt token, of many samples: sums that any device can add to.
+
+Sums are fp64 on the host, so that the order of samples, and how devices share them, change nothing that counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from laai.batches import Reuse, started_batches
+from laai.errors import UserError
+from laai.files import write_atomically
+from laai.forward import answer_logits
+from laai.hooks import record_last_token
+from laai.intervention import Key
+from laai.layers import find_decoder
+from laai.models import LanguageModel
+from laai.prompts import Prompt, pad_token
+
+Rows = Mapping[Key, Tensor]
+
+
+class Contrast:
+    """What was seen so far of prompts in pairs, each a query behind demonstrations and the same query alone.
+
+    Args:
+        model: the language model, as it is.
+        few_shot, zero_shot: the prompts; pair i is the two at i. Answers in them are left out.
+        keys: (site, layer) to read.
+        keep: keep each sample's activations too, for `states`: 8 bytes a sample and number read.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        few_shot: Sequence[Prompt],
+        zero_shot: Sequence[Prompt],
+        keys: Sequence[Key],
+        keep: bool = False,
+    ) -> None:
+        decoder = find_decoder(model.llm)
+        self.widths = {key: decoder.width(*key) for key in keys}
+        self._model = model
+        self._prompts = [[Prompt(p.prefix, p.suffix[:1]) for p in prompts] for prompts in (few_shot, zero_shot)]
+        self._reuse = Reuse("off")
+        total = sum(self.widths.values())
+        self.done = torch.zeros(len(few_shot), dtype=torch.bool)
+        self.sums = torch.zeros(3, total, dtype=torch.float64)  # few-shot, zero-shot, squared differences
+        self.kept = torch.zeros(2, len(few_shot) if keep else 0, total)  # zero-shot, differences
+
+    def __len__(self) -> int:
+        return len(self.done)
+
+    def missing(self) -> list[int]:
+        """Pairs that were not run, longest first: little is padding then, and memory fails early if it does."""
+        lengths = [len(prompt.prefix) for prompt in self._prompts[0]]
+        return sorted((i for i in range(len(self)) if not self.done[i]), key=lambda i: -lengths[i])
+
+    @torch.no_grad()
+    def run(self, pairs: Sequence[int]) -> None:
+        """Run some pairs, as one batch of few-shot and one of zero-shot prompts."""
+        few, zero = (self._activations(prompts, pairs) for prompts in self._prompts)
+        difference = few - zero
+        for total, values in zip(self.sums, (few, zero, difference.square()), strict=True):
+            total += values.sum(dim=0)
+        if self.kept.shape[1]:
+            self.kept[:, list(pairs)] = torch.stack([zero, difference]).float()
+        self.done[list(pairs)] = True
+
+    def _activations(self, prompts: Sequence[Prompt], pairs: Sequence[int]) -> Tensor:
+        """(pairs, all widths) fp64. What all prompts begin with, demonstrations that they share, is run once."""
+        llm = self._model.llm
+        self._reuse.beginning(llm, prompts)
+        found = torch.zeros(len(pairs), sum(self.widths.values()), dtype=torch.float64)
+        with ExitStack() as stack:
+            sites = sorted({site for site, _ in self.widths})
+            seen = {s: stack.enter_context(record_last_token(llm, s, self._layers(s))) for s in sites}
+            chosen = [prompts[i] for i in pairs]
+            for started in started_batches(llm, chosen, pad_token(self._model.tokenizer), len(pairs), self._reuse):
+                answer_logits(llm, started.batch, started.before)
+                found[started.rows] = torch.cat([seen[s][i].cpu().double() for s, i in self.widths], dim=1)
+        return found
+
+    def _layers(self, site: str) -> list[int]:
+        return [layer for s, layer in self.widths if s == site]
+
+    def _split(self, row: Tensor) -> dict[Key, Tensor]:
+        return dict(zip(self.widths, torch.split(row, list(self.widths.values()), dim=-1), strict=True))
+
+    def means(self, difference: bool = True) -> dict[Key, Tensor]:
+        """(site, layer) -> (width,) fp32: mean few-shot minus zero-shot activation, or the few-shot one alone."""
+        few, zero, _ = self.sums / self._count()
+        return {key: value.float() for key, value in self._split(few - zero if difference else few).items()}
+
+    def variances(self) -> dict[Key, Tensor]:
+        """(site, layer) -> (width,) fp32: variance of the difference over samples, with n in the denominator."""
+        few, zero, squares = self.sums / self._count()
+        return {key: value.float() for key, value in self._split(squares - (few - zero).square()).items()}
+
+    def states(self) -> Iterator[tuple[Key, Tensor, Tensor]]:
+        """(site, layer), zero-shot activations and differences, each (samples, width) fp32."""
+        if not self.kept.shape[1]:
+            raise RuntimeError("no activations were kept")
+        zero, difference = (self._split(table) for table in self.kept)
+        for key in self.widths:
+            yield key, zero[key], difference[key]
+
+    def _count(self) -> int:
+        count = int(self.done.sum())
+        if not count:
+            raise RuntimeError("no pair was run")
+        return count
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that was seen; the tensors of devices that ran different pairs add up."""
+        return {"done": self.done.double(), "sums": self.sums, "kept": self.kept}
+
+    def set(self, tensors: Mapping[str, Tensor]) -> None:
+        """Replace what was seen."""
+        self.done, self.sums, self.kept = tensors["done"] > 0, tensors["sums"], tensors["kept"]
+
+    def fingerprint(self) -> str:
+        """Changes with the model, the prompts and what is read of them."""
+        parts = [self._model.identity, str(self._model.llm.dtype), [list(k) for k in self.widths], self.kept.shape[1]]
+        prompts = [[(*p.prefix, *p.suffix) for p in prompts] for prompts in self._prompts]
+        return hashlib.sha256(json.dumps([parts, prompts]).encode()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write what was seen, to go on from after an interruption."""
+        made = {"fingerprint": self.fingerprint()}
+        write_atomically(path, lambda temporary: save_file(self.tensors(), temporary, metadata=made))
+
+    def restore(self, paths: Sequence[Path]) -> None:
+        """Add what files of `save` hold, of any number of devices; pairs that two files hold count once.
+
+        Raises:
+            UserError: a file is damaged, or was made of another model or other samples.
+        """
+        found = []
+        for path in paths:
+            try:
+                with safe_open(path, "pt") as file:
+                    same = (file.metadata() or {}).get("fingerprint") == self.fingerprint()
+                    found.append({name: file.get_tensor(name) for name in ("done", "sums", "kept")})
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"cannot read {path}, part of an earlier extraction: {error}; delete it") from error
+            if not same:
+                raise UserError(
+                    f"{path} is part of an extraction with another model, other samples or other settings; delete it, "
+                    "or repeat the command that made it"
+                )
+        for tensors in sorted(found, key=lambda t: -float(t["done"].sum())):
+            if not (self.done & (tensors["done"] > 0)).any():
+                self.set({name: value + tensors[name] for name, value in self.tensors().items()})

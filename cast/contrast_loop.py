@@ -1,0 +1,112 @@
+"""Running the pairs of a `Contrast`: alone, or shared out by Lightning's predict; what was interrupted goes on."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from cast.contrast import Contrast
+from laai.models import LanguageModel
+
+SAVE_SECONDS = 15.0
+"""How much work an interruption may cost."""
+
+
+def run_all(
+    contrast: Contrast,
+    model: LanguageModel,
+    *,
+    batch_size: int,
+    trainer: pl.Trainer | None = None,
+    partial: Path | None = None,
+    name: str | None = None,
+) -> None:
+    """Run the pairs that are missing; every device has the sums over all devices afterwards.
+
+    Args:
+        contrast: what is filled.
+        model: the language model that it reads; where the trainer put it, it is put back.
+        batch_size: pairs at a time on each device.
+        trainer: shares the pairs out to its devices; None to run them here, where the model is.
+        partial: where to keep what is done, as files PARTIAL.0, PARTIAL.1, … by device, until all is done. A run with
+            the same settings, on any number of devices that see these files, goes on from there.
+        name: for the progress bar; None for no bar.
+
+    Raises:
+        UserError: `partial` holds something else.
+    """
+    if partial is not None:
+        contrast.restore(sorted(partial.parent.glob(f"{partial.name}.*")))
+    with tqdm(
+        total=len(contrast), initial=int(contrast.done.sum()), desc=name, disable=name is None, leave=False
+    ) as bar:
+        work = _Work(model.llm, contrast, partial, bar)
+        loader: DataLoader[Tensor] = DataLoader(torch.tensor(contrast.missing()), batch_size)  # type: ignore[arg-type]
+        device = next(model.llm.parameters()).device
+        try:
+            if trainer is None:
+                for pairs in loader:
+                    work.predict_step(pairs)
+            elif len(loader):
+                trainer.predict(work, loader, return_predictions=False)
+        except BaseException:
+            work.save()
+            raise
+        finally:
+            nn.Module.to(model.llm, device)  # Lightning leaves it elsewhere
+    if partial is not None:
+        for file in partial.parent.glob(f"{partial.name}.*"):
+            file.unlink(missing_ok=True)
+
+
+class _Work(pl.LightningModule):
+    """The pairs that its batches number, run one batch at a time."""
+
+    def __init__(self, llm: nn.Module, contrast: Contrast, partial: Path | None, bar: tqdm[Any]) -> None:
+        super().__init__()
+        self.llm, self._contrast, self._bar, self._partial = llm, contrast, bar, partial
+        self._rank, self._devices = 0, 1
+        self._saved = time.monotonic()
+
+    def on_predict_start(self) -> None:
+        """The first device keeps what was done before, the others begin with nothing."""
+        self._rank, self._devices = self.global_rank, self.trainer.world_size
+        if self._rank:
+            self._bar.disable = True
+            self._contrast.set({name: torch.zeros_like(t) for name, t in self._contrast.tensors().items()})
+        else:
+            self.save()
+        self.trainer.strategy.barrier()
+        if self._rank and self._partial is not None:
+            self._file().unlink(missing_ok=True)
+
+    def predict_step(self, pairs: Tensor) -> None:
+        """Run some pairs."""
+        self._contrast.run(pairs.tolist())
+        self._bar.update(min(len(pairs) * self._devices, len(self._contrast) - self._bar.n))
+        if time.monotonic() - self._saved > SAVE_SECONDS:
+            self.save()
+
+    def on_predict_end(self) -> None:
+        """Add up what the devices have seen."""
+        if self._devices > 1:
+            reduce, seen = self.trainer.strategy.reduce, self._contrast.tensors()
+            total = {name: reduce(t.to(self.device), reduce_op="sum") for name, t in seen.items()}
+            self._contrast.set({name: torch.as_tensor(t).cpu() for name, t in total.items()})
+
+    def save(self) -> None:
+        """Keep what this device has done."""
+        if self._partial is not None and self._contrast.done.any():
+            self._contrast.save(self._file())
+        self._saved = time.monotonic()
+
+    def _file(self) -> Path:
+        assert self._partial is not None
+        return self._partial.with_name(f"{self._partial.name}.{self._rank}")

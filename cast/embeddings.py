@@ -1,0 +1,161 @@
+"""Embeddings of examples, for selection: the language model's own states, or a sentence encoder's. Kept on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+
+from laai.default_model import cache_folder
+from laai.errors import UserError
+from laai.files import write_atomically
+from laai.layers import find_decoder
+from laai.models import LanguageModel
+from laai.prefix import position_options
+
+Embeddings = NDArray[np.float32]
+MAX_TOKENS = 512
+"""Tokens of a text that count."""
+
+
+def state_embeddings(
+    model: LanguageModel, texts: Sequence[str], *, layer: int | None = None, batch_size: int = 32, progress: bool = True
+) -> Embeddings:
+    """The language model's own states, averaged over each text's tokens, less their mean over all texts.
+
+    All states of a decoder share a large part, which would make all cosines alike: hence the mean is taken off.
+
+    Args:
+        model: the language model, without vectors.
+        texts: what to embed; their first `MAX_TOKENS` tokens count.
+        layer: whose output is read; default: two thirds of the way up.
+        batch_size: texts run at a time.
+        progress: show a progress bar.
+
+    Returns:
+        (texts, hidden size) fp32; from the disk if this model embedded these texts before.
+
+    Raises:
+        UserError: no such layer.
+    """
+    decoder = find_decoder(model.llm)
+    chosen = decoder.layer(2 * len(decoder.layers) // 3 if layer is None else layer)
+    seen: list[Tensor] = []
+
+    def run(ids: Tensor, mask: Tensor) -> Tensor:
+        model.llm(input_ids=ids, attention_mask=mask, use_cache=False, **position_options(model.llm, mask, 1))
+        return seen.pop()
+
+    def embed() -> Embeddings:
+        handle = chosen.module.register_forward_hook(
+            lambda _, __, output: seen.append(output[0] if isinstance(output, tuple | list) else output)
+        )
+        try:
+            states = _averaged(run, model.tokenizer, texts, model.llm, batch_size, progress)
+        finally:
+            handle.remove()
+        centred: Embeddings = states - states.mean(axis=0)
+        return centred
+
+    return _kept([fingerprint(model.llm), chosen.index], texts, embed)
+
+
+def encoder_embeddings(
+    name: str, texts: Sequence[str], *, batch_size: int = 64, progress: bool = True, device: torch.device | None = None
+) -> Embeddings:
+    """A sentence encoder's last states, averaged over each text's tokens.
+
+    Args:
+        name: hub id or folder of an encoder for `transformers.AutoModel`, say sentence-transformers/all-MiniLM-L6-v2.
+        texts: what to embed; their first `MAX_TOKENS` tokens count.
+        batch_size: texts run at a time.
+        progress: show a progress bar.
+        device: where it runs.
+
+    Returns:
+        (texts, width) fp32; from the disk if the same encoder embedded these texts before.
+
+    Raises:
+        UserError: the encoder cannot be loaded.
+    """
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        encoder = AutoModel.from_pretrained(name, use_safetensors=True).eval().to(device or "cpu")
+    except Exception as error:  # transformers, safetensors, tokenizers and the hub client share no base class
+        found = " ".join(str(error).split())[:200]
+        raise UserError(f"expected a sentence encoder with safetensors weights at {name!r}, found: {found}") from error
+    limit = min(getattr(encoder.config, "max_position_embeddings", MAX_TOKENS + 2) - 2, MAX_TOKENS)
+
+    def run(ids: Tensor, mask: Tensor) -> Tensor:
+        states: Tensor = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return states
+
+    def embed() -> Embeddings:
+        return _averaged(run, tokenizer, texts, encoder, batch_size, progress, limit)
+
+    return _kept([fingerprint(encoder)], texts, embed)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Changes with a module's weights: sha256 over the beginning of each, its shape and dtype."""
+    digest = hashlib.sha256()
+    for name, weight in module.state_dict().items():
+        some = weight.detach().flatten()[:64].float().cpu()
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + some.numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def _averaged(
+    run: Callable[[Tensor, Tensor], Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    module: nn.Module,
+    batch_size: int,
+    progress: bool,
+    limit: int = MAX_TOKENS,
+) -> Embeddings:
+    """Mean of `run`'s states (batch, tokens, width) over the tokens of each text, in batches of similar length."""
+    device = next(module.parameters()).device
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    rows: list[tuple[int, NDArray[np.float32]]] = []
+    with tqdm(total=len(texts), desc="embedding", disable=not progress, leave=False) as bar:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            encoded = tokenizer(
+                [texts[i] for i in chosen], padding=True, truncation=True, max_length=limit, return_tensors="pt"
+            ).to(device)
+            mask = encoded["attention_mask"]
+            states = run(encoded["input_ids"], mask).float() * mask[..., None]
+            means = states.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp_min(1)
+            rows += zip(chosen, means.cpu().numpy(), strict=True)
+            bar.update(len(chosen))
+    return np.stack([row for _, row in sorted(rows, key=lambda pair: pair[0])])
+
+
+def _kept(key: list[Any], texts: Sequence[str], embed: Callable[[], Embeddings]) -> Embeddings:
+    """What `embed` gives, from a file in the cache if it was asked for before. A damaged file is made anew."""
+    name = hashlib.sha256(json.dumps([key, list(texts)], ensure_ascii=False).encode()).hexdigest()[:32]
+    path = cache_folder() / "embeddings" / f"{name}.safetensors"
+    if path.exists():
+        try:
+            found: Embeddings = load_file(path)["embeddings"]
+            if len(found) == len(texts):
+                return found
+        except (SafetensorError, KeyError, OSError):
+            pass
+    embeddings = embed()
+    with contextlib.suppress(UserError):  # a cache that cannot be written costs time alone
+        write_atomically(path, lambda temporary: save_file({"embeddings": embeddings}, temporary))
+    return embeddings
