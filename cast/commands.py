@@ -8,38 +8,75 @@ from typing import Any
 from laai.cli import Parsers, add_command, add_model_options
 from laai.words import POSITIONS, SITES, STYLES
 
+# As in cast.select and cast.extraction, which take seconds to import.
+STRATEGIES = ("random", "cast", "ideal", "vote_k", "facility_location", "k_center")
+KINDS = ("difference", "few_shot")
+
 
 def add_extract(commands: Parsers) -> None:
     """Add `laai extract`."""
     parser = add_command(
         commands, "extract", _extract, "extract a CAST vector: few-shot minus zero-shot activations of a source task",
         "  laai extract --source antonym --output antonym.safetensors\n"
-        "  laai extract --source my_examples.jsonl --samples 20 --shots 8 --site residual --output mine.safetensors",
+        "  laai extract --source my_examples.jsonl --samples 20 --shots 8 --site residual --output mine.safetensors\n"
+        "  laai extract --source big.jsonl --select cast --samples 100 --devices 4 --output big.safetensors",
     )  # fmt: skip
     parser.add_argument("--source", required=True, help="built-in task, file, folder, or hf:NAME")
-    parser.add_argument("--output", required=True, help="the file to write")
-    parser.add_argument("--samples", type=int, default=50, help="source samples (default: 50)")
-    parser.add_argument("--shots", type=int, default=5, help="demonstrations in each few-shot prompt (default: 5)")
-    parser.add_argument("--shared_shots", action="store_true", help="the same demonstrations for all samples: faster")
-    parser.add_argument("--site", choices=SITES, default="heads", help="where (default: heads)")
+    parser.add_argument("--output", required=True, help="the file to write; an interrupted run goes on if repeated")
+    parser.add_argument("--site", choices=[*SITES, "both"], default="heads", help="where (default: heads)")
     parser.add_argument("--positions", choices=POSITIONS, default="last_prompt", help="where it will be added")
-    parser.add_argument("--style", choices=STYLES, default="plain", help="prompt style (default: plain)")
-    parser.add_argument("--seed", type=int, default=0, help="draws samples and demonstrations (default: 0)")
+    parser.add_argument("--kind", choices=KINDS, default="difference", help="few_shot: without subtracting (ablation)")
+    parser.add_argument("--preserve_norm", action="store_true", help="steering will leave each activation's norm")
+    parser.add_argument("--devices", default="1", help="devices that share the samples: a number, or auto (default: 1)")
+    parser.add_argument("--precision", default="32-true", help="Lightning's precision (default: 32-true)")
+    add_selection_options(parser)
     add_model_options(parser)
 
 
+def add_selection_options(parser: Any) -> None:
+    """Options that say which source samples are read, and how they are shown."""
+    parser.add_argument("--samples", type=int, default=50, help="source samples (default: 50)")
+    parser.add_argument("--shots", type=int, default=5, help="demonstrations in each few-shot prompt (default: 5)")
+    parser.add_argument("--select", choices=STRATEGIES, default="random", help="choice of samples (default: random)")
+    parser.add_argument("--encoder", help="sentence encoder to compare samples by (default: the model itself)")
+    parser.add_argument("--shared_shots", action="store_true", help="the same demonstrations for all samples: faster")
+    parser.add_argument("--from_selected", action="store_true", help="demonstrations from the chosen samples alone")
+    parser.add_argument("--style", choices=STYLES, default="plain", help="prompt style (default: plain)")
+    parser.add_argument("--seed", type=int, default=0, help="draws samples and demonstrations (default: 0)")
+
+
+def selection(options: Any) -> dict[str, Any]:
+    """Those options as arguments of `cast.extract`."""
+    names = ("samples", "shots", "encoder", "shared_shots", "from_selected", "style", "seed")
+    return {name: getattr(options, name) for name in names} | {"strategy": options.select}
+
+
 def _extract(options: Any) -> None:
+    from pathlib import Path
+
+    import lightning.pytorch as pl
+
     from cast.extraction import extract
     from laai.models import load_model
+    from laai.noise import ignore_noise
     from laai.tasks import load_task
 
-    source = load_task(options.source)
+    source, output = load_task(options.source), Path(options.output)
     model = load_model(options.base_model, dtype=options.dtype)
-    vector = extract(
-        model, source, samples=options.samples, shots=options.shots, site=options.site, positions=options.positions,
-        style=options.style, shared_shots=options.shared_shots, seed=options.seed,
+    ignore_noise()
+    devices = options.devices if options.devices == "auto" else int(options.devices)
+    trainer = pl.Trainer(
+        devices=devices, precision=options.precision, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    path = vector.save(options.output)
-    sys.stdout.write(
-        f"{len(vector)} vectors at {options.site} on layers {vector.layers[0]} to {vector.layers[-1]}: {path}\n"
-    )
+    vector = extract(
+        model, source, site=list(SITES) if options.site == "both" else options.site, positions=options.positions,
+        kind=options.kind, preserve_norm=options.preserve_norm, trainer=trainer,
+        partial=output.with_name(f"{output.name}.partial"), **selection(options),
+    )  # fmt: skip
+    if trainer.is_global_zero:
+        path = vector.save(output)
+        sites = " and ".join(vector.sites)
+        sys.stdout.write(
+            f"{len(vector)} vectors at {sites} on layers {vector.layers[0]} to {vector.layers[-1]}: {path}\n"
+        )

@@ -75,12 +75,12 @@ def nearest_neighbours(rows: Floats, k: int, seed: int = 0) -> Neighbours:
     if count <= EXACT_UP_TO:
         exact.add(rows)
         return _without_self(*exact.search(rows, k + 1), np.arange(count))
-    cells = int(4 * np.sqrt(count))
+    cells = int(2 * np.sqrt(count))
     index = faiss.IndexIVFFlat(exact, width, cells, faiss.METRIC_INNER_PRODUCT)
-    index.cp.seed, index.cp.niter, index.cp.max_points_per_centroid = seed, 10, 64
+    index.cp.seed, index.cp.niter, index.cp.max_points_per_centroid, index.cp.spherical = seed, 5, 40, True
     index.train(rows)
     index.add(rows)
-    index.nprobe = max(8, cells // 64)
+    index.nprobe = 8
     found = _without_self(*index.search(rows, k + 1), np.arange(count))
     short = np.flatnonzero((found.indices < 0).any(axis=1))  # those whose cells hold too few others
     if len(short):

@@ -65,5 +65,5 @@ def test_transitions_share_out_one():
 
 @pytest.mark.parametrize("bad", [np.ones(3), np.ones((0, 4)), np.array([[1.0, 2.0], [np.nan, 1.0]])])
 def test_bad_embeddings(bad):
-    with pytest.raises(UserError, match="shape|sample 1"):
+    with pytest.raises(UserError, match=r"shape|sample 1"):
         unit_rows(bad)

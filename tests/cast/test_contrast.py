@@ -1,0 +1,160 @@
+"""The sums behind a vector: both sites at once, variances, states, devices that share, interruptions."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cast import contrast_loop
+from cast.contrast import Contrast
+from cast.extraction import contrast_of, extract, extract_from
+from cast.samples import draw
+from laai.errors import UserError
+from laai.intervention import Intervention
+from laai.prompts import Template
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def drawn(word_task):
+    return draw(word_task.examples, 9, 3, seed=2)
+
+
+def test_both_sites_in_one_pass(tiny, word_task, drawn):
+    template = Template(tiny.tokenizer, word_task)
+    both = extract_from(tiny, template, *drawn, site=["heads", "residual"], progress=False)
+    for site in ("heads", "residual"):
+        alone = extract_from(tiny, template, *drawn, site=site, progress=False)
+        for key, vector in alone.items():
+            assert torch.equal(both[key], vector)
+    assert both.sites == ["heads", "residual"]
+    assert both.num_heads == {0: 4, 1: 4, 2: 4}
+
+
+def test_means_variances_and_states_agree(tiny, word_task, drawn):
+    found = contrast_of(tiny, Template(tiny.tokenizer, word_task), *drawn, keep=True, batch_size=4, progress=False)
+    means, few, variances = found.means(), found.means(difference=False), found.variances()
+    for key, zero, difference in found.states():
+        assert zero.shape == difference.shape == (9, found.widths[key])
+        torch.testing.assert_close(means[key], difference.mean(0))
+        torch.testing.assert_close(few[key], (zero + difference).mean(0))
+        torch.testing.assert_close(variances[key], difference.var(0, unbiased=False), rtol=1e-4, atol=1e-6)
+
+
+def test_few_shot_activations_alone(tiny, word_task, drawn):
+    template, site = Template(tiny.tokenizer, word_task), {"site": "residual", "progress": False}
+    few = extract_from(tiny, template, *drawn, kind="few_shot", **site)
+    zero = contrast_of(tiny, template, *drawn, keep=True, **site)
+    for key, states, _ in zero.states():
+        torch.testing.assert_close(
+            few[key].detach() - states.mean(0), extract_from(tiny, template, *drawn, **site)[key].detach(),
+            rtol=1e-4, atol=1e-5,
+        )  # fmt: skip
+    assert few.metadata["cast"]["kind"] == "few_shot"
+    with pytest.raises(UserError, match="kind must be one of difference, few_shot"):
+        extract_from(tiny, template, *drawn, kind="zero", **site)
+    with pytest.raises(UserError, match="site must be"):
+        extract_from(tiny, template, *drawn, site=["mlp"], progress=False)
+
+
+def test_a_trainer_changes_nothing(tiny, word_task, quiet_trainer):
+    options = {"samples": 9, "shots": 3, "seed": 2, "progress": False}
+    alone = extract(tiny, word_task, **options)
+    for precision, tolerance in (("32-true", 1e-6), ("bf16-mixed", 0.2)):
+        shared = extract(tiny, word_task, **options, batch_size=2, trainer=quiet_trainer(precision=precision))
+        for key, vector in alone.items():
+            torch.testing.assert_close(shared[key], vector, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("with_trainer", [False, True])
+def test_an_interrupted_extraction_goes_on(
+    tiny, word_task, quiet_trainer, tmp_path, monkeypatch, with_trainer
+):  # fmt: skip
+    options = {"samples": 12, "shots": 3, "batch_size": 2, "progress": False}
+    expected = extract(tiny, word_task, **options)
+    partial, ran, run = tmp_path / "v.partial", [], Contrast.run
+
+    def stop_after(batches):
+        def stopping(self, pairs):
+            if len(ran) == batches:
+                raise RuntimeError("power cut")
+            ran.append(list(pairs))
+            run(self, pairs)
+
+        monkeypatch.setattr(Contrast, "run", stopping)
+
+    for batches in (2, 3):
+        stop_after(batches)
+        trainer = quiet_trainer() if with_trainer else None
+        with pytest.raises(RuntimeError, match="power cut"):
+            extract(tiny, word_task, **options, partial=partial, trainer=trainer)
+        assert [p.name for p in tmp_path.glob("*.partial*")] == ["v.partial.0"]
+    stop_after(100)
+    vector = extract(
+        tiny, word_task, **options, partial=partial, trainer=quiet_trainer() if with_trainer else None
+    )  # fmt: skip
+    for key, value in expected.items():
+        torch.testing.assert_close(vector[key], value, rtol=0, atol=1e-6)
+    pairs = [pair for batch in ran for pair in batch]
+    assert sorted(pairs) == list(range(12)), "nothing is run twice"
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_work_is_kept_now_and_then(tiny, word_task, tmp_path, monkeypatch):
+    monkeypatch.setattr(contrast_loop, "SAVE_SECONDS", 0.0)
+    saves, save = [], Contrast.save
+    monkeypatch.setattr(Contrast, "save", lambda self, path: (saves.append(int(self.done.sum())), save(self, path)))
+    extract(tiny, word_task, samples=6, shots=2, batch_size=2, partial=tmp_path / "v", progress=False)
+    assert saves == [2, 4, 6]
+
+
+def test_parts_of_several_devices(tiny, word_task, drawn, tmp_path):
+    template = Template(tiny.tokenizer, word_task)
+    prompts = (
+        [template.encode(s.input, d) for s, d in zip(*drawn, strict=True)],
+        [template.encode(s.input) for s in drawn.samples],
+    )
+    whole, first, second, both = (Contrast(tiny, *prompts, [("heads", 1)]) for _ in range(4))
+    whole.run(range(9))
+    first.run([0, 3, 5])
+    second.run([1, 2])
+    both.restore([])
+    for part, name in ((first, "a"), (second, "b"), (first, "c")):  # c: a device's file that another one took over
+        part.save(tmp_path / name)
+    both.restore([tmp_path / name for name in "abc"])
+    assert set(both.missing()) == {4, 6, 7, 8}
+    both.run(both.missing())
+    torch.testing.assert_close(both.means(), whole.means())
+    other = Contrast(tiny, *prompts, [("heads", 2)])
+    with pytest.raises(UserError, match="other settings; delete it"):
+        other.restore([tmp_path / "a"])
+    (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:99])
+    with pytest.raises(UserError, match=r"cannot read .*a, part of an earlier extraction"):
+        both.restore([tmp_path / "a"])
+
+
+def test_two_processes_extract_what_one_does(tiny_folder, word_file, tmp_path):
+    """Eleven samples, which two devices cannot share evenly."""
+    vectors = []
+    for devices in ("1", "2"):
+        path = tmp_path / f"{devices}.safetensors"
+        command = ["extract", "--source", str(word_file), "--base_model", str(tiny_folder), "--samples", "11"]
+        command += ["--site", "both", "--devices", devices, "--output", str(path)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(
+            [sys.executable, "-m", "laai", *command], cwd=tmp_path, env=environment, capture_output=True, text=True,
+            timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("vectors at heads and residual") == 1
+        vectors.append(Intervention.load(path))
+    one, two = vectors
+    for key, vector in one.items():
+        torch.testing.assert_close(two[key], vector, rtol=0, atol=1e-5)
+    assert not list(tmp_path.glob("*.partial*"))
