@@ -1,11 +1,11 @@
-"""`laai extract`: the command that this package adds to `laai`."""
+"""`laai extract` and `laai transfer`: the commands that this package adds to `laai`."""
 
 from __future__ import annotations
 
 import sys
 from typing import Any
 
-from laai.cli import Parsers, add_command, add_model_options
+from laai.cli import Parsers, add_columns, add_command, add_model_options, columns_of
 from laai.words import POSITIONS, SITES, STYLES
 
 # As in cast.select and cast.extraction, which take seconds to import.
@@ -30,6 +30,7 @@ def add_extract(commands: Parsers) -> None:
     parser.add_argument("--devices", default="1", help="devices that share the samples: a number, or auto (default: 1)")
     parser.add_argument("--precision", default="32-true", help="Lightning's precision (default: 32-true)")
     add_selection_options(parser)
+    add_columns(parser)
     add_model_options(parser)
 
 
@@ -57,16 +58,18 @@ def _extract(options: Any) -> None:
     import lightning.pytorch as pl
 
     from cast.extraction import extract
+    from laai.errors import UserError
     from laai.models import load_model
     from laai.noise import ignore_noise
     from laai.tasks import load_task
 
-    source, output = load_task(options.source), Path(options.output)
+    source, output = load_task(options.source, columns=columns_of(options)), Path(options.output)
     model = load_model(options.base_model, dtype=options.dtype)
     ignore_noise()
-    devices = options.devices if options.devices == "auto" else int(options.devices)
+    if options.devices != "auto" and not options.devices.isdecimal():
+        raise UserError(f"expected --devices as a number or auto, found {options.devices!r}")
     trainer = pl.Trainer(
-        devices=devices, precision=options.precision, logger=False, enable_checkpointing=False,
+        devices=options.devices, precision=options.precision, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     vector = extract(
@@ -80,3 +83,77 @@ def _extract(options: Any) -> None:
         sys.stdout.write(
             f"{len(vector)} vectors at {sites} on layers {vector.layers[0]} to {vector.layers[-1]}: {path}\n"
         )
+
+
+def add_transfer(commands: Parsers) -> None:
+    """Add `laai transfer`."""
+    parser = add_command(
+        commands, "transfer", _transfer, "steer a task by vectors of other tasks, and measure it beside baselines",
+        "  laai transfer --source antonym --target synonym\n"
+        "  laai transfer --source big.jsonl --target small.jsonl --select cast --samples 10 --output v.safetensors\n"
+        "  laai transfer --source en.jsonl=2 de.jsonl=1 --target fr.jsonl --development 0 --json fr.json\n\n"
+        "Layers and scale are chosen on --development labelled examples of the target, or, with 0, on examples of the\n"
+        "source. A vector that is not expected to help is not applied; --always applies it.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--source", required=True, nargs="+", help="tasks whose vectors are combined; NAME=WEIGHT to weigh"
+    )
+    parser.add_argument("--target", required=True, help="built-in task, file, folder, or hf:NAME")
+    parser.add_argument(
+        "--development", type=int, default=20, help="labelled target examples to choose on (default: 20)"
+    )
+    parser.add_argument("--test", type=int, default=100, help="test queries at most (default: 100)")
+    parser.add_argument("--site", choices=SITES, default="heads", help="where vectors are added (default: heads)")
+    parser.add_argument("--always", action="store_true", help="apply the vector even if it is not expected to help")
+    parser.add_argument("--output", help="write the chosen vector to this file")
+    parser.add_argument("--json", help="write the choice and the rows to this file")
+    add_selection_options(parser)
+    add_model_options(parser)
+
+
+def _transfer(options: Any) -> None:
+    from pathlib import Path
+
+    from cast.transfer import transfer
+    from laai.files import write_json
+    from laai.models import load_model
+    from laai.noise import ignore_noise
+    from laai.report import print_table
+
+    model = load_model(options.base_model, dtype=options.dtype)
+    ignore_noise()
+    found = transfer(
+        model, dict(weighed(name) for name in options.source), options.target, development=options.development,
+        test=options.test, refuse=not options.always, site=options.site, **selection(options),
+    )  # fmt: skip
+    print_table(found.scores, f"{' + '.join(options.source)} -> {options.target}: {options.samples} source samples")
+    choice = found.choice
+    layers = (
+        f"layers {choice.layers[0]} to {choice.layers[-1]}" if len(choice.layers) > 1 else f"layer {choice.layers[0]}"
+    )
+    interval = f"{choice.gain:.2f} nats a token, {choice.gain_low:.2f} to {choice.gain_high:.2f}"
+    sys.stdout.write(
+        f"{layers} at scale {choice.scale:g}, chosen on {choice.examples} examples of the {found.chosen_on} "
+        f"(gain {interval})\n"
+    )
+    if found.refused:
+        sys.stdout.write(
+            "not applied: on those examples the vector did not help by more than chance (--always applies it)\n"
+        )
+    if options.output:
+        sys.stdout.write(f"vector: {found.vector.save(options.output)}\n")
+    if options.json:
+        write_json(Path(options.json), {"source": options.source, "target": options.target} | found.as_json())
+
+
+def weighed(name: str) -> tuple[str, float]:
+    """`NAME` or `NAME=WEIGHT`."""
+    from laai.errors import UserError
+
+    task, _, weight = name.rpartition("=")
+    if not task:
+        return name, 1.0
+    try:
+        return task, float(weight)
+    except ValueError:
+        raise UserError(f"expected a source as NAME or NAME=WEIGHT, found {name!r}") from None

@@ -51,7 +51,7 @@ class Contrast:
         self.widths = {key: decoder.width(*key) for key in keys}
         self._model = model
         self._prompts = [[Prompt(p.prefix, p.suffix[:1]) for p in prompts] for prompts in (few_shot, zero_shot)]
-        self._reuse = Reuse("off")
+        self._reuse, self._began = Reuse("off"), False
         total = sum(self.widths.values())
         self.done = torch.zeros(len(few_shot), dtype=torch.bool)
         self.sums = torch.zeros(3, total, dtype=torch.float64)  # few-shot, zero-shot, squared differences
@@ -68,6 +68,10 @@ class Contrast:
     @torch.no_grad()
     def run(self, pairs: Sequence[int]) -> None:
         """Run some pairs, as one batch of few-shot and one of zero-shot prompts."""
+        if not self._began:  # what all prompts of a kind begin with, demonstrations that they share, is run once
+            self._began = True
+            for prompts in self._prompts:
+                self._reuse.beginning(self._model.llm, prompts)
         few, zero = (self._activations(prompts, pairs) for prompts in self._prompts)
         difference = few - zero
         for total, values in zip(self.sums, (few, zero, difference.square()), strict=True):
@@ -77,9 +81,8 @@ class Contrast:
         self.done[list(pairs)] = True
 
     def _activations(self, prompts: Sequence[Prompt], pairs: Sequence[int]) -> Tensor:
-        """(pairs, all widths) fp64. What all prompts begin with, demonstrations that they share, is run once."""
+        """(pairs, all widths) fp64."""
         llm = self._model.llm
-        self._reuse.beginning(llm, prompts)
         found = torch.zeros(len(pairs), sum(self.widths.values()), dtype=torch.float64)
         with ExitStack() as stack:
             sites = sorted({site for site, _ in self.widths})

@@ -50,9 +50,9 @@ class WalkInfluence:
         walks = np.ones(len(absorbing))
         total = walks * self._unmet[self._steps]
         for left in range(self._steps - 1, -1, -1):
-            walks = self._alpha * (self._forward @ np.where(absorbing, 0.0, walks))
+            walks = self._alpha * np.asarray(self._forward @ np.where(absorbing, 0.0, walks))
             total += walks * self._unmet[left]
-        return total
+        return np.asarray(total)
 
     def gain(self, sample: int) -> float:
         """First visits to the sample, by walks that meet no chosen one before or after."""

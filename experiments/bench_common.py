@@ -16,12 +16,12 @@ from laai.prompts import Prompt, Template
 
 
 class Row(TypedDict):
-    """One comparison: `ratio` is what `name` says, of `ours` and `rival` in `unit`."""
+    """One comparison: `ratio` is what `name` says, of `ours` and `rival` in `unit`; None over a rival of zero."""
 
     name: str
     ours: float
     rival: float
-    ratio: float
+    ratio: float | None
     unit: str
 
 
@@ -32,7 +32,7 @@ def faster(name: str, ours: float, rival: float, unit: str) -> Row:
 
 def relative(name: str, ours: float, rival: float, unit: str) -> Row:
     """A row whose ratio is our cost in units of the other."""
-    return {"name": name, "ours": ours, "rival": rival, "ratio": ours / rival, "unit": unit}
+    return {"name": name, "ours": ours, "rival": rival, "ratio": ours / rival if rival else None, "unit": unit}
 
 
 def in_turn(tasks: Mapping[str, Callable[[], object]], rounds: int, warm: bool = True) -> dict[str, float]:

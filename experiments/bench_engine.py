@@ -89,7 +89,7 @@ def main() -> None:
             done[name] = sections(options.quick)[name](model, ask)
             facts["threads"][name] = options.threads
             for row in done[name]:
-                print(f"  {row['ratio']:8.2f}  {row['name']}", file=sys.stderr, flush=True)
+                print(f"  {ratio_text(row):>8s}  {row['name']}", file=sys.stderr, flush=True)
             write_json(path, facts | {"rows": all_rows(done), "sections": done})
     rows = all_rows(done)
     print(table(rows))
@@ -120,8 +120,13 @@ def all_rows(done: dict[str, list[Row]]) -> list[Row]:
 
 def table(rows: list[Row]) -> str:
     """The rows in Markdown."""
-    lines = [f"| {r['name']} | {r['ours']:.3g} | {r['rival']:.3g} | {r['unit']} | {r['ratio']:.2f} |" for r in rows]
+    lines = [f"| {r['name']} | {r['ours']:.3g} | {r['rival']:.3g} | {r['unit']} | {ratio_text(r)} |" for r in rows]
     return "\n".join(["| what | ours | rival | unit | ratio |", "| --- | ---: | ---: | --- | ---: |", *lines])
+
+
+def ratio_text(row: Row) -> str:
+    """The ratio in two digits."""
+    return "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
 
 
 def draw(rows: list[Row], path: Path) -> None:

@@ -74,6 +74,25 @@ def add_model_options(parser: Any, default: str | None = "default") -> None:
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or auto (default: float32)")
 
 
+def add_columns(parser: Any) -> None:
+    """How a file or hub data set names what we call input, output, choices, label, split and test_split."""
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="FIELD=COLUMN",
+        help="say, input=text output=answer split=validation",
+    )
+
+
+def columns_of(options: Any) -> dict[str, str]:
+    """Those, as `load_task` takes them."""
+    pairs = [pair.partition("=") for pair in options.columns]
+    if bad := next(("".join(pair) for pair in pairs if not all(pair)), None):
+        raise UserError(f"expected --columns as FIELD=COLUMN, such as input=text, found {bad!r}")
+    return {field: column for field, _, column in pairs}
+
+
 def add_tasks(commands: Parsers) -> None:
     """`laai tasks`."""
     parser = add_command(
@@ -96,6 +115,7 @@ def add_generate(commands: Parsers) -> None:
     parser.add_argument("--style", choices=STYLES, help="prompt style (default: the one the file was made with)")
     parser.add_argument("--scale", type=float, default=1.0, help="strength (default: 1)")
     parser.add_argument("--max_new_tokens", type=int, default=20, help="length of the continuation (default: 20)")
+    add_columns(parser)
     add_model_options(parser, default=None)
 
 
@@ -114,6 +134,7 @@ def add_evaluate(commands: Parsers) -> None:
     parser.add_argument("--seed", type=int, default=0, help="draws demonstrations and queries (default: 0)")
     parser.add_argument("--style", choices=STYLES, help="prompt style (default: the one the file was made with)")
     parser.add_argument("--json", help="write the rows to this file too")
+    add_columns(parser)
     add_model_options(parser, default=None)
 
 
@@ -167,7 +188,7 @@ def _generate(options: Any) -> None:
 
     model, intervention = _load_model(options, _load_file(options))
     if options.task:
-        template = Template(model.tokenizer, load_task(options.task), options.style)
+        template = Template(model.tokenizer, load_task(options.task, columns=columns_of(options)), options.style)
         prompt = template.encode(options.prompt)
     else:
         bare = Task("prompt", (Example("a", "b"), Example("c", "d")), input_prefix="", answer_prefix="")
@@ -196,7 +217,12 @@ def _evaluate(options: Any) -> None:
         raise UserError(f"shots must be at least 0, not {options.shots}")
     intervention = _load_file(options)
     data = FewShotDataModule(
-        options.task, options.shots or 1, seed=options.seed, test=options.test, style=options.style
+        options.task,
+        options.shots or 1,
+        seed=options.seed,
+        test=options.test,
+        style=options.style,
+        columns=columns_of(options),
     )
     model, intervention = _load_model(options, intervention)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)

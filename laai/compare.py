@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lightning.pytorch as pl
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from laai.evaluate import Measured, answer_limit, measure
 from laai.hooks import Attachment
 from laai.intervention import Intervention
 from laai.models import LanguageModel
+from laai.prompts import Shown
 from laai.scores import Scores, TaskMetrics
 from laai.tasks import Example
 from laai.words import PrefixBudget
@@ -23,11 +24,19 @@ from laai.words import PrefixBudget
 
 @dataclass(frozen=True)
 class Method:
-    """A way to make the frozen model do the task: vectors, demonstrations, both, or neither (zero-shot)."""
+    """A way to make the frozen model do the task: vectors, demonstrations, both, or neither (zero-shot).
+
+    Attributes:
+        name: for tables.
+        intervention: what is attached; anything with `positions` and `attach`.
+        demonstrations: of the task, shown before each query.
+        before: demonstrations of another task, shown before those.
+    """
 
     name: str
     intervention: Intervention | None = None
     demonstrations: tuple[Example, ...] = ()
+    before: Shown | None = None
 
 
 class Evaluation(pl.LightningModule):
@@ -44,7 +53,7 @@ class Evaluation(pl.LightningModule):
         self._reuse = reuse if vector is None or vector.positions != "all" else None
         self.llm: nn.Module = language_model.llm
         self.method, self._data, self._language_model = method, data, language_model
-        self.template = data.template(language_model.tokenizer)
+        self.template = replace(data.template(language_model.tokenizer), before=method.before)
         self.metrics = TaskMetrics()
         self.measured: list[Measured] = []
         self.scores: Scores | None = None

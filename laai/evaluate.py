@@ -75,7 +75,7 @@ def measure(
         return []
     prompts = [template.encode(e.input, demonstrations, e.output) for _, e in examples]
     limit = max_new_tokens or answer_limit(template, [e for _, e in examples])
-    sharing = (reuse, reuse is not None and not demonstrations)
+    sharing = (reuse, reuse is not None and not demonstrations and template.before is None)
     answers, seconds, sums = _answer(llm, template, prompts, limit, batch_size, sharing)
     nlls = [total / len(prompt.answer) for total, prompt in zip(sums, prompts, strict=True)]
     chosen = _choose(llm, template, [e for _, e in examples], demonstrations, batch_size, sharing)

@@ -86,6 +86,13 @@ class Batch(NamedTuple):
         return Batch(chosen.prefix_ids[:, before:], chosen.prefix_mask[:, before:], *suffix, chosen.rows)
 
 
+class Shown(NamedTuple):
+    """Demonstrations of a task, under its own instruction."""
+
+    task: Task
+    examples: tuple[Example, ...]
+
+
 @dataclass(frozen=True)
 class Template:
     """How the examples of a task are written for a model.
@@ -95,6 +102,8 @@ class Template:
         task: gives instruction, input prefix and answer prefix.
         style: `plain` (`Q: hot` / `A: cold`, blank line between demonstrations) or `chat` (the tokenizer's own chat
             template; demonstrations are earlier turns).
+        before: demonstrations of another task, shown under its own instruction before everything else
+            (cross-task prompting, arXiv 2405.10548).
 
     Raises:
         UserError: style `chat` and a tokenizer that has no chat template.
@@ -103,6 +112,7 @@ class Template:
     tokenizer: PreTrainedTokenizerBase
     task: Task
     style: Style = "plain"
+    before: Shown | None = None
 
     def __post_init__(self) -> None:
         if self.style not in STYLES:
@@ -124,21 +134,28 @@ class Template:
     def prompt_text(self, query: str, demonstrations: Sequence[Example] = ()) -> str:
         """The prompt up to where the answer is to start."""
         task = self.task
+        shown = ([self.before] if self.before else []) + [Shown(task, tuple(demonstrations))]
         if self.style == "plain":
-            shots = "".join(f"{self._question(d.input)}{self.answer_text(d.output)}\n\n" for d in demonstrations)
-            return (f"{task.instruction}\n\n" if task.instruction else "") + shots + self._question(query)
-        turns = [] if not task.instruction else [{"role": "system", "content": task.instruction}]
-        for shot in demonstrations:
-            turns += [{"role": "user", "content": shot.input}, {"role": "assistant", "content": shot.output}]
+            text = ""
+            for other, examples in shown:
+                text += f"{other.instruction}\n\n" if other.instruction else ""
+                text += "".join(f"{_question(other, d.input)}{self.answer_text(d.output)}\n\n" for d in examples)
+            return text + _question(task, query)
+        turns = [] if not shown[0].task.instruction else [{"role": "system", "content": shown[0].task.instruction}]
+        for number, (other, examples) in enumerate(shown):
+            # A chat has one system turn, its first: a later instruction stands in the user's next turn.
+            instruction = f"{other.instruction}\n\n" if number and other.instruction else ""
+            for shot in examples:
+                turns += [{"role": "user", "content": instruction + shot.input}]
+                turns += [{"role": "assistant", "content": shot.output}]
+                instruction = ""
+            query = instruction + query if other is task else query
         turns.append({"role": "user", "content": query})
         return str(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
 
     def answer_text(self, answer: str) -> str:
         """The answer as it continues the prompt."""
         return f" {answer}" if self.style == "plain" else answer
-
-    def _question(self, query: str) -> str:
-        return f"{self.task.input_prefix}{query}\n{self.task.answer_prefix}"
 
     def encode(
         self, query: str, demonstrations: Sequence[Example] = (), answer: str | None = None, terminate: bool = True
@@ -184,6 +201,10 @@ class Template:
 
     def _text(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _question(task: Task, query: str) -> str:
+    return f"{task.input_prefix}{query}\n{task.answer_prefix}"
 
 
 def collate(prompts: Sequence[Prompt], pad: int, rows: Sequence[int] | None = None) -> Batch:

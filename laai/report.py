@@ -14,7 +14,16 @@ from laai.files import write_json
 from laai.scores import Scores
 from laai.tasks import Example
 
-_COLUMNS = ("method", "exact match", "95% interval", "forced choice", "NLL", "prompt tokens", "ms / query")
+_COLUMNS = (
+    "method",
+    "exact match",
+    "95% interval",
+    "forced choice",
+    "95% interval",
+    "NLL",
+    "prompt tokens",
+    "ms / query",
+)
 
 
 def _cells(s: Scores) -> tuple[str, ...]:
@@ -23,6 +32,7 @@ def _cells(s: Scores) -> tuple[str, ...]:
         f"{s.exact_match:.2f}",
         f"{s.exact_match_low:.2f} to {s.exact_match_high:.2f}",
         "-" if s.choice_accuracy is None else f"{s.choice_accuracy:.2f}",
+        "-" if s.choice_accuracy is None else f"{s.choice_accuracy_low:.2f} to {s.choice_accuracy_high:.2f}",
         f"{s.nll:.2f}",
         f"{s.prompt_tokens:.1f}",
         f"{s.ms_per_query:.0f}",
@@ -37,7 +47,7 @@ def print_table(rows: Sequence[Scores], title: str, file: IO[str] | None = None)
     for row in rows:
         table.add_row(*_cells(row))
     console = Console(file=file)
-    console.width = max(console.width, 100)
+    console.width = max(console.width, 110)
     console.print(table)
 
 

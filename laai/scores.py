@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from laai.evaluate import Measured
-from laai.metrics import PerExample
+from laai.metrics import PerExample, bootstrap_interval
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,9 @@ class Scores:
 
     Attributes:
         exact_match, exact_match_low, exact_match_high: share of exact matches and its 95% bootstrap interval.
-        choice_accuracy, choice_accuracy_mean: forced choice by option likelihood, summed and averaged over the option's
-            tokens, over the examples with choices; None where there are none.
+        choice_accuracy, choice_accuracy_low, choice_accuracy_high: forced choice by option likelihood, summed over the
+            option's tokens, over the examples with choices, and its 95% bootstrap interval; None where there are none.
+        choice_accuracy_mean: the same by the likelihood averaged over the option's tokens.
         nll: mean over examples of the mean negative log-likelihood per answer token, nats.
         n: examples.
         prompt_tokens: mean tokens in a prompt.
@@ -32,6 +33,8 @@ class Scores:
     exact_match_low: float
     exact_match_high: float
     choice_accuracy: float | None
+    choice_accuracy_low: float | None
+    choice_accuracy_high: float | None
     choice_accuracy_mean: float | None
     nll: float
     n: int
@@ -65,14 +68,17 @@ class TaskMetrics(nn.Module):
         """The scores over all devices' examples, each counted once."""
         exact = self.exact.interval()
         mean = {name: getattr(self, name).interval() for name in ("nll", "tokens", "ms")}
-        choices = [float(metric.compute().nanmean()) for metric in (self.choice_sum, self.choice_mean)]
+        right = [metric.compute().view(-1) for metric in (self.choice_sum, self.choice_mean)]
+        choice, by_mean = (bootstrap_interval(values[~values.isnan()]) for values in right)
         return Scores(
             method=method,
             exact_match=exact.mean,
             exact_match_low=exact.low,
             exact_match_high=exact.high,
-            choice_accuracy=None if math.isnan(choices[0]) else choices[0],
-            choice_accuracy_mean=None if math.isnan(choices[1]) else choices[1],
+            choice_accuracy=choice.mean if choice.n else None,
+            choice_accuracy_low=choice.low if choice.n else None,
+            choice_accuracy_high=choice.high if choice.n else None,
+            choice_accuracy_mean=by_mean.mean if by_mean.n else None,
             nll=mean["nll"].mean,
             n=exact.n,
             prompt_tokens=mean["tokens"].mean,

@@ -14,6 +14,9 @@ from laai.prompts import Prompt
 WORTHWHILE = 8
 """Common tokens from which on a common beginning is run apart."""
 
+SHARE = 0.5
+"""The least share of all tokens in it: behind a common beginning a batch holds prompts of one length, few at a time."""
+
 
 @dataclass(frozen=True)
 class SharedPrefix:
@@ -36,7 +39,7 @@ def share_prefix(llm: nn.Module, prompts: Sequence[Prompt]) -> SharedPrefix | No
     Returns None where there is none worth it, or the model keeps no cache that can be continued.
     """
     length = common_length([prompt.prefix for prompt in prompts]) if len(prompts) > 1 else 0
-    if length < WORTHWHILE:
+    if length < max(WORTHWHILE, SHARE * sum(len(prompt.prompt) for prompt in prompts) / max(len(prompts), 1)):
         return None
     ids = torch.tensor(prompts[0].prefix[:length], device=llm.get_input_embeddings().weight.device)  # type: ignore[operator]
     prefix = run_prefix(llm, ids[None], torch.ones_like(ids[None]))

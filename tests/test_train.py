@@ -14,7 +14,8 @@ from laai import cli
 from laai.intervention import Intervention
 
 ROW = {
-    "method", "exact_match", "exact_match_low", "exact_match_high", "choice_accuracy", "choice_accuracy_mean", "nll",
+    "method", "exact_match", "exact_match_low", "exact_match_high", "choice_accuracy", "choice_accuracy_low",
+    "choice_accuracy_high", "choice_accuracy_mean", "nll",
     "n", "prompt_tokens", "ms_per_query",
 }  # fmt: skip
 

@@ -107,7 +107,7 @@ def test_evaluate_writes_its_rows(extracted, word_file, tmp_path, capsys):
     assert "steered" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [[], ["tasks"], ["generate"], ["evaluate"], ["extract"]])
+@pytest.mark.parametrize("command", [[], ["tasks"], ["generate"], ["evaluate"], ["extract"], ["transfer"]])
 def test_help_answers_without_heavy_imports(command):
     code = f"""
 import sys
@@ -141,13 +141,22 @@ assert not heavy, heavy
         "extract --source nothing --output x",
         "extract --source TASK --output x --shots 0 --base_model MODEL",
         "extract --source TASK --output x --shots 1000 --base_model MODEL",
+        "extract --source TASK --output x --base_model MODEL --devices two",
+        "extract --source TASK --output x --base_model MODEL --columns input",
+        "extract --source TASK --output x --base_model MODEL --columns input=query",
+        "transfer --source TASK nothing --target TASK --base_model MODEL",
+        "transfer --source TASK=much --target TASK --base_model MODEL",
+        "transfer --source TASK=0 --target TASK --base_model MODEL",
+        "transfer --source TASK --target TASK --base_model MODEL --test 1000000 --development 1000",
     ],
 )
 def test_a_mistake_ends_in_one_line(command, extracted, word_file, tiny_folder, capsys):
     names = {"VECTOR": str(extracted), "TASK": str(word_file), "MODEL": str(tiny_folder)}
+    for name, path in names.items():
+        command = command.replace(name, path)
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        main([names.get(word, word) for word in command.split()])
+        main(command.split())
     assert stop.value.code == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
@@ -160,3 +169,28 @@ def test_a_file_of_another_model_is_refused(extracted, tmp_path, tiny, capsys):
     with pytest.raises(SystemExit):
         main(["generate", "--intervention", str(foreign), "hot"])
     assert "error: " in capsys.readouterr().err
+
+
+def test_columns_of_other_names(extracted, word_file, tmp_path, capsys):
+    lines = [json.loads(line) for line in word_file.read_text().splitlines()]
+    renamed = tmp_path / "renamed.jsonl"
+    renamed.write_text("".join(json.dumps({"q": r["input"], "a": r["output"]}) + "\n" for r in lines))
+    command = ["evaluate", "--intervention", str(extracted), "--task", str(renamed), "--test", "6"]
+    main([*command, "--columns", "input=q", "output=a"])
+    assert "steered" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "no key" in capsys.readouterr().err
+
+
+def test_transfer_prints_and_writes(word_file, tiny_folder, tmp_path, capsys, tiny):
+    command = ["transfer", "--source", f"{word_file}=2", "antonym", "--target", str(word_file), "--test", "5"]
+    command += ["--development", "4", "--samples", "5", "--shots", "2", "--base_model", str(tiny_folder), "--always"]
+    main([*command, "--output", str(tmp_path / "t.safetensors"), "--json", str(tmp_path / "t.json")])
+    out = capsys.readouterr().out
+    assert "chosen on 4 examples of the target" in out
+    found = json.loads((tmp_path / "t.json").read_text())
+    assert [row["method"] for row in found["rows"]][-2:] == ["cast", "random direction"]
+    vector = Intervention.load(tmp_path / "t.safetensors", tiny)
+    assert vector.layers == found["choice"]["layers"]
+    assert [part["weight"] for part in vector.metadata["cast"]["combined"]] == pytest.approx([2 / 3, 1 / 3])

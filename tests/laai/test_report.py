@@ -13,7 +13,7 @@ from laai.tasks import Example
 
 
 def row(method, choice=0.5, nll=1.234):
-    return Scores(method, 0.25, 0.1, 0.4, choice, choice, nll, 20, 12.5, 3.6)
+    return Scores(method, 0.25, 0.1, 0.4, choice, choice, choice, choice, nll, 20, 12.5, 3.6)
 
 
 def answer(number, text, exact=False):

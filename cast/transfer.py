@@ -1,0 +1,179 @@
+"""CAST from start to end: vectors from source tasks, layers and scale from a few examples, a test beside baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import lightning.pytorch as pl
+
+from cast.choice import SCALES, Choice, choose, grid
+from cast.extraction import extract
+from laai.compare import Evaluation, Method, compare
+from laai.data import FewShotDataModule
+from laai.errors import UserError
+from laai.intervention import Intervention
+from laai.models import LanguageModel
+from laai.prompts import Shown, Template
+from laai.scores import Scores
+from laai.tasks import Task, load_task
+from laai.words import Style
+
+SOURCE_DEVELOPMENT = 20
+"""Source examples that layers and scale are chosen on where there are none of the target."""
+
+BASELINES = ("zero-shot", "cross-task few-shot", "few-shot", "random direction", "random samples")
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What a transfer gave.
+
+    Attributes:
+        vector: the combined vector at its chosen layers and scale; what `refused` says was not applied.
+        choice: where and how strongly, and the evidence for it.
+        chosen_on: what the choice was made on: `target` or `source`.
+        refused: the vector was not expected to help, so the row `cast` is the model without it.
+        scores: one row for each method.
+        evaluations: what each method answered, in the order of `scores`.
+    """
+
+    vector: Intervention
+    choice: Choice
+    chosen_on: str
+    refused: bool
+    scores: list[Scores]
+    evaluations: list[Evaluation]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        facts = {"chosen_on": self.chosen_on, "refused": self.refused, "choice": asdict(self.choice)}
+        return facts | {"rows": [row.as_json() for row in self.scores]}
+
+
+def transfer(
+    model: LanguageModel,
+    source: Task | str | Mapping[str, float] | Sequence[Task | str],
+    target: Task | str,
+    *,
+    development: int = 20,
+    test: int | None = 100,
+    shots: int = 5,
+    scales: Sequence[float] = SCALES,
+    refuse: bool = True,
+    baselines: Sequence[str] = BASELINES,
+    style: Style = "plain",
+    seed: int = 0,
+    trainer: pl.Trainer | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Transfer:
+    """Steer a poorly-resourced target by vectors of well-resourced source tasks, and measure it (CAST, 2507.13236).
+
+    Args:
+        model: the language model.
+        source: a task, several, or weights by name; several vectors are combined as their weighted mean.
+        target: the task to be steered.
+        development: labelled target examples on which layers and scale are chosen; 0 to choose them on some examples
+            of the source that were no samples (`SOURCE_DEVELOPMENT` of the first, if there are several).
+        test: target queries at most; None for all.
+        shots: demonstrations in few-shot prompts: those of the extraction, and those of both prompting baselines.
+        scales: strengths to choose from.
+        refuse: leave the model as it is where the vector is not expected to help (`Choice.helps`).
+        baselines: which of `BASELINES` to measure beside it.
+        style: prompt style.
+        seed: draws everything.
+        trainer: a Lightning trainer for the tests; default: one device.
+        progress: show progress bars.
+        options: further arguments of `cast.extract`: samples, strategy, site, kind, shared_shots, …
+
+    Raises:
+        UserError: a task cannot be read or is too small, or an unknown baseline.
+    """
+    unknown = sorted(set(baselines) - set(BASELINES))
+    if unknown:
+        raise UserError(f"baselines must be among {', '.join(BASELINES)}, not {unknown[0]!r}")
+    data = FewShotDataModule(target, shots, seed=seed, validation=development, test=test, style=style)
+    seen = {example.input for example in (*data.splits.test, *data.splits.validation)}
+    weights = {without(task, seen): weight for task, weight in weighted(source)}
+    template, examples = data.template(model.tokenizer), data.splits.validation
+    if not development:
+        first = next(iter(weights))
+        examples = first.split(0, validation=SOURCE_DEVELOPMENT, test=0, seed=seed).validation
+        template = Template(model.tokenizer, first, style)
+        seen = {example.input for example in examples}
+        weights = {without(task, seen): weight for task, weight in weights.items()}
+    options |= {"shots": shots, "style": style, "seed": seed, "progress": progress}
+
+    def chosen(vector: Intervention) -> Choice:
+        return choose(grid(model, vector, template, examples, scales=scales, progress=progress))
+
+    vector = combined(model, weights, **options)
+    choice = chosen(vector)
+    refused = refuse and not choice.helps
+    steering = choice.of(vector)
+    methods = [Method("cast", None if refused else steering)]
+    if "random direction" in baselines:
+        methods.append(Method("random direction", of_equal_norm(model, steering, seed)))
+    if "random samples" in baselines and options.get("strategy", "random") != "random":
+        other = combined(model, weights, **(options | {"strategy": "random"}))
+        methods.append(Method("random samples", chosen(other).of(other)))
+    if "few-shot" in baselines:
+        methods.insert(0, Method("few-shot", demonstrations=data.splits.train))
+    if "cross-task few-shot" in baselines:
+        methods.insert(0, Method("cross-task few-shot", before=demonstrations_of(next(iter(weights)), shots, seed)))
+    if "zero-shot" in baselines:
+        methods.insert(0, Method("zero-shot"))
+    trainer = trainer or pl.Trainer(
+        devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+    )
+    evaluations = compare(trainer, model, data, methods)
+    scores = [e.scores for e in evaluations if e.scores is not None]
+    return Transfer(steering, choice, "target" if development else "source", refused, scores, evaluations)
+
+
+def weighted(source: Task | str | Mapping[str, float] | Sequence[Task | str]) -> list[tuple[Task, float]]:
+    """Source tasks with their weights, which sum to one.
+
+    Raises:
+        UserError: no source, or weights that are not positive.
+    """
+    pairs = (
+        list(source.items())
+        if isinstance(source, Mapping)
+        else [(one, 1.0) for one in ([source] if isinstance(source, Task | str) else source)]
+    )
+    if not pairs or any(not weight > 0 for _, weight in pairs):
+        raise UserError(f"expected at least one source task, each with a weight above 0, found {dict(pairs) or 'none'}")
+    total = sum(weight for _, weight in pairs)
+    return [(one if isinstance(one, Task) else load_task(one), weight / total) for one, weight in pairs]
+
+
+def combined(model: LanguageModel, weights: Mapping[Task, float], **options: Any) -> Intervention:
+    """The weighted mean of the tasks' vectors. `options` as in `cast.extract`."""
+    vectors = [weight * extract(model, task, **options) for task, weight in weights.items()]
+    if len(vectors) == 1:
+        return vectors[0]
+    total = vectors[0]
+    for vector in vectors[1:]:
+        total = total + vector
+    parts = [vector.metadata["cast"] | {"weight": vector.scale} for vector in vectors]
+    return total.with_vectors(dict(total.items()), metadata=total.metadata | {"cast": {"combined": parts}})
+
+
+def of_equal_norm(model: LanguageModel, vector: Intervention, seed: int) -> Intervention:
+    """Random directions with the norms of `vector`, vector by vector: the control."""
+    draws = [Intervention.random(model, site, vector.select(site=site).layers, seed=seed) for site in vector.sites]
+    directions = {key: direction for draw in draws for key, direction in draw.items()}
+    return vector.with_vectors({key: v.norm() * directions[key] for key, v in vector.items()})
+
+
+def demonstrations_of(task: Task, shots: int, seed: int) -> Shown:
+    """Some examples of a task, drawn by the seed, to be shown before another task's queries."""
+    return Shown(task, task.split(shots, test=0, seed=seed).train)
+
+
+def without(task: Task, inputs: set[str]) -> Task:
+    """The task without the examples of these inputs, and without a test set: what is tested is no source."""
+    return replace(task, examples=tuple(e for e in task.examples if e.input not in inputs), test_examples=None)

@@ -1,0 +1,177 @@
+"""The report of `cast_transfer.py`: means with intervals, one line for each pair, heat maps, a CSV table."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from laai.files import write_atomically
+
+Row = dict[str, Any]
+METHODS = (
+    *("zero-shot", "few-shot", "cross-task few-shot"),
+    *("cast", "cast, if it helps", "random direction", "random samples"),
+)
+AGAINST = ("zero-shot", "random direction", "random samples", "cross-task few-shot", "few-shot")
+MEASURES = {"exact": "exact match", "choice": "forced choice"}
+
+
+class Paired(NamedTuple):
+    """A mean difference with its 95% bootstrap interval, over pairs of tasks and then queries."""
+
+    mean: float
+    low: float
+    high: float
+    pairs: int
+
+
+def write_report(rows: list[Row], facts: Row, path: Path) -> str:
+    """Write PATH.md, PATH.csv and PATH.png beside the JSON file; returns the report."""
+    cells = completed(rows)
+    text = report(cells, facts)
+    write_atomically(path.with_suffix(".md"), lambda file: file.write_text(text))
+    write_atomically(path.with_suffix(".csv"), lambda file: file.write_text(table(cells)))
+    draw(cells, path.with_suffix(".png"))
+    return text
+
+
+def completed(rows: list[Row]) -> list[dict[str, Row]]:
+    """One dictionary (method -> row) for each cell, with the target's own rows and the refusal rule in it."""
+    own = {(r["target"], r["seed"], r["method"]): r for r in rows if r["source"] is None}
+    cells: dict[tuple[str, str, int], dict[str, Row]] = {}
+    for row in rows:
+        if row["source"] is not None:
+            cells.setdefault((row["source"], row["target"], row["seed"]), {})[row["method"]] = row
+    for (source, target, seed), cell in cells.items():
+        for method in ("zero-shot", "few-shot"):
+            cell[method] = own[target, seed, method] | {"source": source}
+        helps = cell["cast"]["choice_of_place"]["helps"]
+        cell["cast, if it helps"] = cell["cast" if helps else "zero-shot"] | {"method": "cast, if it helps"}
+    return list(cells.values())
+
+
+def paired(cells: Sequence[dict[str, Row]], a: str, b: str, measure: str, resamples: int = 2000) -> Paired:
+    """Mean of a - b over cells, each the mean over its queries; both are resampled."""
+    rng = np.random.default_rng(0)
+    differences = [
+        np.array([x - y for x, y in zip(cell[a][measure], cell[b][measure], strict=True)], dtype=float)
+        for cell in cells
+        if cell[a][measure][0] is not None
+    ]
+    if not differences:
+        return Paired(float("nan"), float("nan"), float("nan"), 0)
+    # resampling queries moves a cell's mean about; that scatter is drawn once for each cell and resample
+    means = np.stack([d[rng.integers(len(d), size=(resamples, len(d)))].mean(axis=1) for d in differences])
+    chosen = rng.integers(len(differences), size=(resamples, len(differences)))
+    totals = means[chosen, np.arange(resamples)[:, None]].mean(axis=1)
+    low, high = np.quantile(totals, [0.025, 0.975])
+    return Paired(float(np.mean([d.mean() for d in differences])), float(low), float(high), len(differences))
+
+
+def mean(cells: Sequence[dict[str, Row]], method: str, measure: str) -> float:
+    """Mean over cells."""
+    values = [np.mean(c[method][measure]) for c in cells if c[method][measure][0] is not None]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def report(cells: list[dict[str, Row]], facts: Row) -> str:
+    """The Markdown report."""
+    about = ", ".join(f"{name} {value}" for name, value in facts.items())
+    seeds = sorted({cell["cast"]["seed"] for cell in cells})
+    out = ["# Cross-task transfer", "", f"{len(cells)} pairs of tasks (seeds {seeds}); {about}.", ""]
+    out += [
+        "| method | exact match | forced choice | NLL per answer token | prompt tokens |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for method in METHODS:
+        if all(method in cell for cell in cells):
+            nll, tokens = (np.mean([cell[method][key] for cell in cells]) for key in ("nll", "prompt_tokens"))
+            exact, choice = (mean(cells, method, measure) for measure in MEASURES)
+            out.append(f"| {method} | {exact:.3f} | {_number(choice)} | {nll:.2f} | {tokens:.0f} |")
+    out += ["", "Differences, with 95% bootstrap intervals over pairs and queries:", ""]
+    out += ["| difference | exact match | forced choice |", "| --- | ---: | ---: |"]
+    for method in ("cast", "cast, if it helps"):
+        for other in AGAINST:
+            both = [_paired(paired(cells, method, other, measure)) for measure in MEASURES]
+            out.append(f"| {method} − {other} | {both[0]} | {both[1]} |")
+    refused = sum(not cell["cast"]["choice_of_place"]["helps"] for cell in cells)
+    out += ["", f"The rule left the model alone in {refused} of {len(cells)} pairs.", "", *pairs(cells)]
+    return "\n".join(out) + "\n"
+
+
+def pairs(cells: list[dict[str, Row]]) -> list[str]:
+    """One line for each pair: exact match / forced choice of each method."""
+    out = ["| source → target | " + " | ".join(METHODS) + " | layers, scale |", "| --- " * (len(METHODS) + 2) + "|"]
+    for cell in sorted(cells, key=lambda c: (c["cast"]["target"], c["cast"]["source"], c["cast"]["seed"])):
+        numbers = [
+            f"{np.mean(cell[m]['exact']):.2f} / {_number(mean([cell], m, 'choice'), 2)}" if m in cell else "-"
+            for m in METHODS
+        ]
+        place = cell["cast"]["choice_of_place"]
+        where = f"{place['layers'][0]}-{place['layers'][-1]}, {place['scale']:g}"
+        out.append(f"| {cell['cast']['source']} → {cell['cast']['target']} | {' | '.join(numbers)} | {where} |")
+    return out
+
+
+def table(cells: list[dict[str, Row]]) -> str:
+    """All rows as CSV."""
+    keys = ["source", "target", "seed", "method", "exact_match", "exact_match_low", "exact_match_high"]
+    keys += ["choice_accuracy", "choice_accuracy_low", "choice_accuracy_high", "nll", "n", "prompt_tokens"]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, keys, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for cell in cells:
+        writer.writerows(cell[method] for method in METHODS if method in cell)
+    return file.getvalue()
+
+
+def draw(cells: list[dict[str, Row]], path: Path) -> None:
+    """Gains over zero-shot by source and target: of the vector and of the random control, in both measures."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    sources = sorted({cell["cast"]["source"] for cell in cells})
+    targets = sorted({cell["cast"]["target"] for cell in cells})
+    panels = [(method, measure) for measure in MEASURES for method in ("cast", "random direction")]
+    width, height = 2.6 + 0.85 * len(targets), 1.6 + 0.42 * len(sources)
+    figure, axes = pyplot.subplots(
+        2, 2, figsize=(2 * width, 2 * height), layout="constrained", sharex=True, sharey=True
+    )
+    for axis, (method, measure) in zip(axes.flat, panels, strict=True):
+        grid = np.full((len(sources), len(targets)), np.nan)
+        for i, source in enumerate(sources):
+            for j, target in enumerate(targets):
+                own = [c for c in cells if (c["cast"]["source"], c["cast"]["target"]) == (source, target)]
+                grid[i, j] = mean(own, method, measure) - mean(own, "zero-shot", measure) if own else np.nan
+        image = axis.imshow(grid, cmap="RdBu", vmin=-0.5, vmax=0.5, aspect="auto")
+        for i, j in np.argwhere(~np.isnan(grid)):
+            colour = "white" if abs(grid[i, j]) > 0.3 else "black"
+            axis.text(j, i, f"{grid[i, j]:+.2f}", ha="center", va="center", fontsize=8, color=colour)
+        axis.set_title(f"{method}: {MEASURES[measure]} against zero-shot", fontsize=10)
+        axis.set_xticks(range(len(targets)), targets, rotation=30, ha="right", fontsize=8)
+        axis.set_yticks(range(len(sources)), sources, fontsize=8)
+        axis.spines[:].set_visible(False)
+    axes[1, 0].set_xlabel("target")
+    axes[1, 1].set_xlabel("target")
+    axes[0, 0].set_ylabel("source")
+    axes[1, 0].set_ylabel("source")
+    figure.colorbar(image, ax=axes, shrink=0.6, label="gain")
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _paired(found: Paired) -> str:
+    if not found.pairs:
+        return "-"
+    return f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return "-" if np.isnan(value) else f"{value:.{digits}f}"

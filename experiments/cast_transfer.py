@@ -1,0 +1,197 @@
+"""Every source task's vector on every target task, beside prompting and random controls (CAST, arXiv 2507.13236).
+
+    python experiments/cast_transfer.py --suite words                         built-in tasks: no data needed
+    python experiments/cast_transfer.py --suite paper --data DIR              8 sources x 5 targets
+    python experiments/cast_transfer.py --suite topics --data DIR             one topic task in 6 languages
+    python experiments/cast_transfer.py --sources sst2 --targets financial_phrasebank --data DIR --queries 40
+    python experiments/cast_transfer.py --suite paper --hub experiments/configs/cast_hub.json
+
+Every finished cell (source, target, seed) is kept in the JSON file, and a run that was stopped goes on from there. The
+report (Markdown), a CSV table and heat maps are written beside it. Layers and scale are chosen on --development
+labelled target examples that are neither tested nor shown. `cast` is the vector as chosen, `cast, if it helps` leaves the model
+alone where the choice expects no gain. All methods see the same queries; `cross-task few-shot` shows as many source
+examples as the vector has samples, as far as --longest tokens allow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from cast_report import write_report
+
+import cast
+import laai
+from cast.choice import choose, grid
+from cast.select import STRATEGIES
+from cast.transfer import demonstrations_of, of_equal_norm, without
+from laai.compare import Method, compare
+from laai.data import FewShotDataModule
+from laai.files import write_json
+from laai.intervention import Intervention
+from laai.models import LanguageModel
+from laai.prompts import Template
+from laai.tasks import Task, load_task
+
+RESULTS = Path(__file__).parent / "results"
+PAPER_SOURCES = ("ag_news", "arc_easy", "boolq", "commonsense_qa", "mnli", "qqp", "race", "sst2")
+PAPER_TARGETS = ("arc_challenge", "financial_phrasebank", "medmcqa", "sciq", "social_i_qa")
+LANGUAGES = tuple(f"sib200_{code}" for code in ("eng_Latn", "deu_Latn", "fra_Latn", "jpn_Jpan", "spa_Latn", "zho_Hans"))
+WORD_SOURCES = ("antonym", "country-capital", "present-past", "english-french", "word-sentiment")
+WORD_TARGETS = ("synonym", "country-language", "singular-plural", "english-german", "country-region")
+SUITES = {
+    "paper": (PAPER_SOURCES, PAPER_TARGETS),
+    "topics": (LANGUAGES, LANGUAGES),
+    "words": (WORD_SOURCES, WORD_TARGETS),
+}
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Run the cells that are missing, then write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=SUITES, help="sources and targets that belong together")
+    parser.add_argument("--sources", nargs="+", help="folders below --data, built-in names, or files")
+    parser.add_argument("--targets", nargs="+")
+    parser.add_argument("--data", type=Path, help="folder with one folder for each task")
+    parser.add_argument("--hub", type=Path, help="JSON file that says where the tasks are on the Hugging Face hub")
+    parser.add_argument("--samples", type=int, default=10, help="source samples (default: 10)")
+    parser.add_argument("--shots", type=int, default=5, help="demonstrations in few-shot prompts (default: 5)")
+    parser.add_argument("--queries", type=int, default=100, help="test queries of a target (default: 100)")
+    parser.add_argument("--development", type=int, default=20, help="target examples to choose on (default: 20)")
+    parser.add_argument("--select", choices=STRATEGIES, default="cast")
+    parser.add_argument("--site", choices=("heads", "residual"), default="heads")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--longest", type=int, default=1500, help="tokens of a cross-task prompt (default: 1500)")
+    parser.add_argument("--base_model", default="default")
+    parser.add_argument("--json", type=Path, help="default: experiments/results/cast_transfer_SUITE.json")
+    options = parser.parse_args()
+    if not options.suite and not (options.sources and options.targets):
+        parser.error("give a --suite, or --sources and --targets")
+    sources, targets = SUITES.get(options.suite, ((), ()))
+    sources, targets = options.sources or sources, options.targets or targets
+    path = options.json or RESULTS / f"cast_transfer_{options.suite or 'own'}.json"
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    names = ("base_model", "samples", "shots", "queries", "development", "select", "site", "longest")
+    facts = {name: getattr(options, name) for name in names}
+    rows: list[Row] = []
+    if path.exists():
+        kept = json.loads(path.read_text())
+        if {name: kept.get(name) for name in facts} != facts:
+            parser.error(f"{path} holds results of other settings; move it away or name another --json")
+        rows = kept["rows"]
+    missing = [
+        (seed, source, target)
+        for seed in options.seeds
+        for source in sources
+        for target in targets
+        if source != target and not any((r["seed"], r["source"], r["target"]) == (seed, source, target) for r in rows)
+    ]
+    matrix = Matrix(laai.load_model(options.base_model), options) if missing else None
+    for number, (seed, source, target) in enumerate(missing, 1):
+        assert matrix is not None
+        began = time.perf_counter()
+        rows += matrix.cell(source, target, seed, rows)
+        print(
+            f"{number}/{len(missing)}  {source} -> {target}, seed {seed}: {time.perf_counter() - began:.0f} s",
+            flush=True,
+        )
+        write_json(path, facts | {"rows": rows})
+    shown = [
+        r for r in rows if r["target"] in targets and r["source"] in (*sources, None) and r["seed"] in options.seeds
+    ]
+    print(write_report(shown, facts, path))
+
+
+class Matrix:
+    """Cells of the matrix; vectors of a source and prompts of a target are made once."""
+
+    def __init__(self, model: LanguageModel, options: argparse.Namespace) -> None:
+        self._model, self._options = model, options
+        self._hub = json.loads(options.hub.read_text()) if options.hub else {}
+        self._tasks: dict[str, Task] = {}
+        self._vectors: dict[tuple[Task, int, str], Intervention] = {}
+
+    def task(self, name: str) -> Task:
+        """A task by its folder, its place on the hub, or a name that `load_task` knows."""
+        if name not in self._tasks:
+            if name in self._hub:
+                task = load_task(self._hub[name]["task"], columns=self._hub[name]["columns"])
+            else:
+                folder = self._options.data / name if self._options.data else None
+                task = load_task(folder if folder is not None and folder.is_dir() else name)
+            self._tasks[name] = task
+        return self._tasks[name]
+
+    def vector(self, source: Task, seed: int, strategy: str) -> Intervention:
+        """The vector of a source."""
+        key = (source, seed, strategy)
+        if key not in self._vectors:
+            o = self._options
+            self._vectors[key] = cast.extract(
+                self._model, source, samples=o.samples, shots=min(o.shots, o.samples - 1), strategy=strategy,  # type: ignore[arg-type]
+                from_selected=True, site=o.site, seed=seed, batch_size=4,
+            )  # fmt: skip
+        return self._vectors[key]
+
+    def cell(self, source: str, target: str, seed: int, rows: list[Row]) -> list[Row]:
+        """All methods on one pair; the target's own rows (source None) once."""
+        o, model = self._options, self._model
+        data = FewShotDataModule(
+            self.task(target), o.shots, seed=seed, validation=o.development, test=o.queries, eval_batch_size=20
+        )
+        template, tested = (
+            data.template(model.tokenizer),
+            {e.input for e in (*data.splits.test, *data.splits.validation)},
+        )
+        pool = without(self.task(source), tested)  # a built-in table can share inputs with another
+        methods: list[Method] = []
+        if not any((r["source"], r["target"], r["seed"]) == (None, target, seed) for r in rows):
+            methods += [Method("zero-shot"), Method("few-shot", demonstrations=data.splits.train)]
+        methods.append(Method("cross-task few-shot", before=self.shown(pool, template, data, seed)))
+        choices: dict[str, Any] = {}
+        for name, strategy in (("cast", o.select), ("random samples", "random")):
+            vector = self.vector(pool, seed, strategy)
+            choice = choose(
+                grid(model, vector, template, data.splits.validation, scales=(0.5, 1.0, 2.0), progress=False)
+            )
+            choices[name] = asdict(choice)
+            methods.append(Method(name, choice.of(vector)))
+            if name == "cast":
+                methods.append(Method("random direction", of_equal_norm(model, choice.of(vector), seed)))
+        trainer = pl.Trainer(devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        made: list[Row] = []
+        for evaluation in compare(trainer, model, data, methods):
+            assert evaluation.scores is not None
+            measured = sorted(evaluation.measured, key=lambda m: m.row)
+            own = evaluation.method.name in ("zero-shot", "few-shot")
+            row = {"source": None if own else source, "target": target, "seed": seed} | evaluation.scores.as_json()
+            row |= {"exact": [int(m.exact) for m in measured], "choice": [_int(m.choice_sum) for m in measured]}
+            made.append(row | {"choice_of_place": choices.get(evaluation.method.name)})
+        return made
+
+    def shown(self, pool: Task, template: Template, data: FewShotDataModule, seed: int) -> Any:
+        """As many source examples as the vector has samples, if the longest query leaves room for them."""
+        longest = max(len(template.encode(e.input).prompt) for e in data.splits.test)
+        for count in range(self._options.samples, 1, -1):
+            shown = demonstrations_of(pool, count, seed)
+            before = Template(template.tokenizer, pool).encode("", shown.examples).prompt
+            if len(before) + longest <= self._options.longest:
+                break
+        return shown
+
+
+def _int(value: bool | None) -> int | None:
+    return None if value is None else int(value)
+
+
+if __name__ == "__main__":
+    main()

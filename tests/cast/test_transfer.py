@@ -1,0 +1,94 @@
+"""From source tasks to a tested target: what is compared, what is kept apart, what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from cast import transfer as module
+from cast.extraction import extract
+from cast.transfer import combined, of_equal_norm, transfer, weighted
+from laai.errors import UserError
+from laai.intervention import Intervention
+from laai.tasks import Example, Task
+
+SMALL = {"samples": 6, "shots": 2, "development": 5, "test": 6, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def other_task(word_task):
+    options = ("stone", "plant")
+    words = [f"{e.input}{i}" for i, e in enumerate(word_task.examples[:30])]
+    examples = tuple(Example(w, options[i % 2], options) for i, w in enumerate(words))
+    return Task("kinds", examples, instruction="Name the kind.")
+
+
+def test_all_methods_are_measured_on_the_same_queries(tiny, word_task, other_task):
+    found = transfer(tiny, other_task, word_task, strategy="k_center", **SMALL)
+    names = ["zero-shot", "cross-task few-shot", "few-shot", "cast", "random direction", "random samples"]
+    assert [row.method for row in found.scores] == names
+    assert {row.n for row in found.scores} == {6}
+    assert all(row.choice_accuracy_low <= row.choice_accuracy <= row.choice_accuracy_high for row in found.scores)
+    tokens = {row.method: row.prompt_tokens for row in found.scores}
+    assert tokens["zero-shot"] == tokens["cast"] == tokens["random direction"]
+    assert min(tokens["few-shot"], tokens["cross-task few-shot"]) > tokens["zero-shot"]
+    assert found.chosen_on == "target"
+    assert json.loads(json.dumps(found.as_json()))["choice"]["examples"] == 5
+
+
+def test_what_is_tested_is_no_source(tiny, word_task, monkeypatch):
+    """A task may be its own source; its queries, and those that the choice is made on, are kept out."""
+    pools, real = [], module.extract
+    monkeypatch.setattr(module, "extract", lambda model, task, **o: (pools.append(task), real(model, task, **o))[1])
+    for development in (5, 0):
+        found = transfer(tiny, word_task, word_task, baselines=(), **(SMALL | {"development": development}))
+        (pool,) = pools
+        pools.clear()
+        tested = {e.input for e in found.evaluations[0]._data.splits.test}
+        assert not tested & {e.input for e in pool.examples}
+        assert len(pool.examples) == 40 - 6 - (development or module.SOURCE_DEVELOPMENT)
+        assert found.chosen_on == ("target" if development else "source")
+
+
+def test_a_vector_that_does_not_help_is_refused(tiny, word_task, other_task, monkeypatch):
+    sizes, real = [], module.choose
+    monkeypatch.setattr(module, "choose", lambda g: dataclasses.replace(real(g), helps=False, scale=1.0))
+    refused = transfer(tiny, other_task, word_task, baselines=["zero-shot"], **SMALL)
+    applied = transfer(tiny, other_task, word_task, baselines=["zero-shot"], refuse=False, **SMALL)
+    assert (refused.refused, applied.refused) == (True, False)
+    for found in (refused, applied):
+        zero, cast = found.scores
+        sizes.append(abs(cast.nll - zero.nll))
+    assert sizes[0] == 0 < sizes[1]
+
+
+def test_weights_combine_vectors(tiny, word_task, other_task):
+    options = {"samples": 4, "shots": 2, "progress": False}
+    one, two = (extract(tiny, task, **options) for task in (word_task, other_task))
+    both = combined(tiny, {word_task: 0.75, other_task: 0.25}, **options)
+    for key, vector in both.items():
+        torch.testing.assert_close(vector.detach(), 0.75 * one[key].detach() + 0.25 * two[key].detach())
+    assert [part["source"] for part in both.metadata["cast"]["combined"]] == ["colours", "kinds"]
+
+
+def test_sources_by_name_and_weight(word_file):
+    pairs = weighted({"antonym": 3, str(word_file): 1.0})
+    assert [(task.name, weight) for task, weight in pairs] == [("antonym", 0.75), ("colours", 0.25)]
+    assert [weight for _, weight in weighted(["antonym", "synonym"])] == [0.5, 0.5]
+    for bad in ({}, [], {"antonym": 0.0}, {"antonym": -1, "synonym": 2}):
+        with pytest.raises(UserError, match="at least one source"):
+            weighted(bad)
+    with pytest.raises(UserError, match="baselines must be among"):
+        transfer(None, "antonym", "synonym", baselines=["magic"])
+
+
+def test_the_control_has_the_same_norms(tiny):
+    vector = 0.5 * Intervention.random(tiny, "heads", [0, 2], norm=3.0, seed=1)
+    control = of_equal_norm(tiny, vector, seed=7)
+    assert control.scale == 0.5
+    for key, v in vector.items():
+        assert control[key].norm().item() == pytest.approx(3.0, rel=1e-5)
+        assert torch.cosine_similarity(control[key], v, dim=0).abs() < 0.9

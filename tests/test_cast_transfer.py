@@ -1,0 +1,102 @@
+"""The transfer matrix from its command line: cells, what is resumed, the report."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    import cast_report
+    import cast_transfer
+
+    return cast_transfer, cast_report
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three tasks as folders, two of them with choices."""
+    for name, options in (("one", ("red", "blue")), ("two", ("stone", "plant")), ("three", None)):
+        outputs, more = options or ("up", "down"), {"choices": options} if options else {}
+        rows = [{"input": f"{name} {i}", "output": outputs[i % 2]} | more for i in range(30)]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def run(scripts, monkeypatch, tiny_folder, folder, *more):
+    arguments = ["--sources", "one", "two", "--targets", "two", "three", "--data", str(folder), "--samples", "4"]
+    arguments += ["--shots", "2", "--queries", "5", "--development", "4", "--select", "k_center", "--longest", "300"]
+    arguments += ["--base_model", str(tiny_folder), "--json", str(folder / "out.json"), *more]
+    monkeypatch.setattr(sys, "argv", ["cast_transfer.py", *arguments])
+    scripts[0].main()
+    return json.loads((folder / "out.json").read_text())
+
+
+def test_the_matrix(scripts, monkeypatch, tiny_folder, folder, capsys):
+    cast_transfer, cast_report = scripts
+    found = run(scripts, monkeypatch, tiny_folder, folder)
+    cells = cast_report.completed(found["rows"])
+    assert [(c["cast"]["source"], c["cast"]["target"]) for c in cells] == [
+        ("one", "two"),
+        ("one", "three"),
+        ("two", "three"),
+    ]
+    for cell in cells:
+        assert set(cell) == set(cast_report.METHODS)
+        assert {len(row["exact"]) for row in cell.values()} == {5}
+        assert (cell["cast"]["choice"][0] is None) == (cell["cast"]["target"] == "three")
+        assert cell["cross-task few-shot"]["prompt_tokens"] > cell["zero-shot"]["prompt_tokens"]
+    assert sum(row["source"] is None for row in found["rows"]) == 4, "a target's own methods run once"
+    assert "one → three" in capsys.readouterr().out
+    lines = list(csv.DictReader((folder / "out.csv").read_text().splitlines()))
+    assert len(lines) == 3 * len(cast_report.METHODS)
+    assert (folder / "out.png").stat().st_size > 1000
+
+    def fail(*_):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(cast_transfer.Matrix, "cell", fail)
+    assert run(scripts, monkeypatch, tiny_folder, folder) == found
+    with pytest.raises(SystemExit):
+        run(scripts, monkeypatch, tiny_folder, folder, "--samples", "3")
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_the_refusal_rule_and_paired_intervals(scripts):
+    _, cast_report = scripts
+
+    def row(source, method, exact, helps=None):
+        place = {"helps": helps, "layers": [0], "scale": 1.0}
+        made = {
+            "source": source,
+            "target": "t",
+            "seed": 0,
+            "method": method,
+            "exact": exact,
+            "choice": [None] * len(exact),
+        }
+        return made | ({"choice_of_place": place} if helps is not None else {})
+
+    rows = [row(None, "zero-shot", [0, 0, 1, 1]), row(None, "few-shot", [1, 1, 1, 1])]
+    rows += [row("a", "cast", [1, 1, 1, 1], True), row("b", "cast", [0, 0, 0, 0], False)]
+    good, bad = cast_report.completed(rows)
+    assert good["cast, if it helps"]["exact"] == [1, 1, 1, 1]
+    assert bad["cast, if it helps"]["exact"] == [0, 0, 1, 1]
+    both = cast_report.paired([good, bad], "cast", "zero-shot", "exact")
+    assert (both.mean, both.pairs) == (0.0, 2)
+    assert both.low < 0 < both.high
+    only = cast_report.paired([good], "cast", "zero-shot", "exact")
+    rng = np.random.default_rng(1)
+    means = rng.choice([1, 1, 0, 0], size=(20_000, 4)).mean(axis=1)
+    assert only.low == pytest.approx(np.quantile(means, 0.025), abs=0.01)
+    assert np.isnan(cast_report.paired([good], "cast", "zero-shot", "choice").mean)
