@@ -214,7 +214,7 @@ def ridge(states: Tensor, effects: Tensor, penalties: Sequence[float] = PENALTIE
             best = (error, right)
     assert best is not None, "no penalty"
     explained = 1 - best[0] / total if total else 0.0
-    return AffineMap(mean.float(), centre.float(), x.T.float().contiguous(), best[1].float(), explained)
+    return AffineMap(mean.float(), centre.float(), x.T.float().contiguous(), best[1].float().contiguous(), explained)
 
 
 def _left_out(kernel: Tensor, y: Tensor, strength: float) -> float:
