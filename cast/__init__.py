@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cast.cross_task import transfer
     from cast.extraction import extract, extract_from, extract_own
     from cast.scale import best_scale
     from cast.start import CastStart
@@ -19,8 +20,9 @@ _HOMES = {
     "extract": "cast.extraction",
     "extract_from": "cast.extraction",
     "extract_own": "cast.extraction",
+    "transfer": "cast.cross_task",
 }
-__all__ = ["CastStart", "best_scale", "extract", "extract_from", "extract_own"]
+__all__ = ["CastStart", "best_scale", "extract", "extract_from", "extract_own", "transfer"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,8 @@
 
 A vector that repairs the form of answers can cost knowledge: exact match rises while the right option loses to others.
 So the choice looks at both. Among places that leave the odds of the right option no worse than the model has them
-without a vector, it takes the one that makes the whole answer likeliest, and says when none helps.
+without a vector, it takes the one that gives the whole answer, its terminator included, the highest probability: the
+exact match that sampling would expect. It says when none helps.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Choice:
         layers: that keep their vectors.
         scale: the strength.
         helps: answers got likelier by more than chance: the 95% bootstrap interval of `gain` lies above zero.
-        gain, gain_low, gain_high: mean fall of the answers' negative log-likelihood per token against no vector, nats.
+        gain, gain_low, gain_high: mean rise of the whole answer's probability against no vector.
         choice_gain: mean fall of −log p(right option | options), nats; None without choices.
         examples: how many.
     """
@@ -54,19 +55,19 @@ class Choice:
 
 @dataclass(frozen=True)
 class Grid:
-    """What each place and scale does to each example: (places, scales, examples), nats.
+    """What each place and scale does to each example: (places, scales, examples).
 
     Attributes:
         layers: of each place.
         scales: all, 0 (no vector) first.
-        nll: mean per token of the answer and its terminator.
-        choice_nll: −log p(right option | options); None without choices.
+        probability: of the answer and its terminator.
+        choice_nll: −log p(right option | options), nats; None without choices.
         exact: greedy generation would write the answer.
     """
 
     layers: tuple[tuple[int, ...], ...]
     scales: tuple[float, ...]
-    nll: Tensor
+    probability: Tensor
     choice_nll: Tensor | None
     exact: Tensor
 
@@ -100,8 +101,9 @@ def grid(
     total = len(candidates) * len(answers + options)
     with tqdm(total=total, desc="choosing layers and scale", disable=not progress, leave=False) as bar:
         found = sweep(model, candidates, scales, answers, on_candidate=bar.update)
+        probability = (-found.nll * torch.tensor([len(prompt.answer) for prompt in answers])).exp()
         choice_nll = _choice_nll(model, candidates, scales, examples, options, bar.update) if options else None
-    return Grid(tuple(map(tuple, places)), scales, found.nll, choice_nll, found.greedy)
+    return Grid(tuple(map(tuple, places)), scales, probability, choice_nll, found.greedy)
 
 
 def _choice_nll(
@@ -140,7 +142,7 @@ def choose(found: Grid) -> Choice:
 
     No vector, scale 0, is among them always: the choice may be that, and then does not help.
     """
-    gains = (found.nll[:, :1] - found.nll).nan_to_num(nan=-torch.inf)  # (places, scales, examples), a NaN: overflow
+    gains = found.probability.nan_to_num(nan=0.0) - found.probability[:, :1]  # a NaN: the model overflowed
     means = gains.mean(dim=-1)
     choice_gains = None if found.choice_nll is None else (found.choice_nll[:, :1] - found.choice_nll).mean(dim=-1)
     if choice_gains is not None:

@@ -114,7 +114,7 @@ def add_transfer(commands: Parsers) -> None:
 def _transfer(options: Any) -> None:
     from pathlib import Path
 
-    from cast.transfer import transfer
+    from cast.cross_task import transfer
     from laai.files import write_json
     from laai.models import load_model
     from laai.noise import ignore_noise
@@ -131,10 +131,10 @@ def _transfer(options: Any) -> None:
     layers = (
         f"layers {choice.layers[0]} to {choice.layers[-1]}" if len(choice.layers) > 1 else f"layer {choice.layers[0]}"
     )
-    interval = f"{choice.gain:.2f} nats a token, {choice.gain_low:.2f} to {choice.gain_high:.2f}"
+    interval = f"{choice.gain:+.3f}, {choice.gain_low:+.3f} to {choice.gain_high:+.3f}"
     sys.stdout.write(
         f"{layers} at scale {choice.scale:g}, chosen on {choice.examples} examples of the {found.chosen_on} "
-        f"(gain {interval})\n"
+        f"(probability of the right answer {interval})\n"
     )
     if found.refused:
         sys.stdout.write(

@@ -1,12 +1,12 @@
 """What the frozen-prefix engine saves: one table, all rows of a kind measured in turn in one run.
 
-    python experiments/bench_engine.py --quick            fewer and smaller rows, some minutes on two cores
+    python experiments/bench_engine.py --quick            fewer and smaller rows, under 5 minutes on two cores
     python experiments/bench_engine.py                    all rows; a run that was stopped goes on row by row
     python experiments/bench_engine.py --only grid        one section
     python experiments/bench_engine.py --peers off        without the libraries that need an environment of their own
 
-Sections: step-12, step-64, step-256, step-1024, extraction-shared, extraction-drawn, grid, generation, few-shot, and
-auto-TASK for 8 tasks. `ours` and `rival` are medians in `unit`; `ratio` is what the row's name says.
+Sections: step-12, step-64, step-256, step-1024, growth, extraction-shared, extraction-drawn, grid, generation,
+few-shot, and auto-TASK for 8 tasks. `ours` and `rival` are medians in `unit`; `ratio` is what the row's name says.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from bench_common import Row
 from bench_evaluation import extraction_rows, few_shot_rows, generation_rows, grid_rows
-from bench_learning import AUTO_TASKS, auto_means, auto_rows, growth_row, step_rows
+from bench_learning import AUTO_TASKS, auto_means, auto_rows, growth_rows, step_rows
 from bench_peers import Ask, PeerError, peer_worker, peers_python
 
 import laai
@@ -45,12 +45,13 @@ def sections(quick: bool) -> dict[str, Section]:
     }
     if not quick:
         steps["step-1024"] = lambda model, ask: step_rows(model, 1024, ask)
+        steps["growth"] = lambda model, _: growth_rows(model)
     others: dict[str, Section] = {
         "extraction-shared": lambda model, ask: extraction_rows(model, ask, True, quick),
         "extraction-drawn": lambda model, ask: extraction_rows(model, ask, False, quick),
         "generation": lambda model, _: generation_rows(model, quick),
-        "few-shot": lambda model, _: few_shot_rows(model, 20 if quick else 100),
-        "grid": lambda model, _: grid_rows(model, count=10 if quick else 100, plain_runs=1 if quick else 5),
+        "few-shot": lambda model, _: few_shot_rows(model, quick),
+        "grid": lambda model, _: grid_rows(model, count=25 if quick else 100, plain_runs=1 if quick else 5),
     }
     tasks = AUTO_TASKS[:1] if quick else AUTO_TASKS
     return (
@@ -112,10 +113,7 @@ def peers(folder: str | None, threads: int, stack: contextlib.ExitStack) -> Ask 
 def all_rows(done: dict[str, list[Row]]) -> list[Row]:
     """The rows of all sections, and those that follow from several."""
     rows = [row for name in done for row in done[name]]
-    names = {row["name"] for row in rows}
-    long = "full forward step / engine step, {} tokens"
-    grown = growth_row(rows) if {long.format(12), long.format(1024)} <= names else []
-    return rows + grown + auto_means(rows)
+    return rows + auto_means(rows)
 
 
 def table(rows: list[Row]) -> str:

@@ -4,7 +4,7 @@
     python experiments/cast_transfer.py --suite paper --data DIR              8 sources x 5 targets
     python experiments/cast_transfer.py --suite topics --data DIR             one topic task in 6 languages
     python experiments/cast_transfer.py --sources sst2 --targets financial_phrasebank --data DIR --queries 40
-    python experiments/cast_transfer.py --suite paper --hub experiments/configs/cast_hub.json
+    python experiments/cast_transfer.py --suite paper --hub my_tasks.json     tasks on the Hugging Face hub
 
 Every finished cell (source, target, seed) is kept in the JSON file, and a run that was stopped goes on from there. The
 report (Markdown), a CSV table and heat maps are written beside it. Layers and scale are chosen on --development
@@ -20,7 +20,7 @@ import json
 import logging
 import time
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ from cast_report import write_report
 import cast
 import laai
 from cast.choice import choose, grid
+from cast.cross_task import demonstrations_of, of_equal_norm, without
 from cast.select import STRATEGIES
-from cast.transfer import demonstrations_of, of_equal_norm, without
 from laai.compare import Method, compare
 from laai.data import FewShotDataModule
 from laai.files import write_json
@@ -46,6 +46,19 @@ PAPER_TARGETS = ("arc_challenge", "financial_phrasebank", "medmcqa", "sciq", "so
 LANGUAGES = tuple(f"sib200_{code}" for code in ("eng_Latn", "deu_Latn", "fra_Latn", "jpn_Jpan", "spa_Latn", "zho_Hans"))
 WORD_SOURCES = ("antonym", "country-capital", "present-past", "english-french", "word-sentiment")
 WORD_TARGETS = ("synonym", "country-language", "singular-plural", "english-german", "country-region")
+# Without an instruction a prompt of these tables does not say what is asked.
+INSTRUCTIONS = {
+    "antonym": "Give the opposite of the word.",
+    "synonym": "Give another word with the same meaning.",
+    "country-capital": "Name the capital of the country.",
+    "country-language": "Name the main language of the country.",
+    "present-past": "Give the past tense of the verb.",
+    "singular-plural": "Give the plural of the noun.",
+    "english-french": "Translate the English word into French.",
+    "english-german": "Translate the English word into German.",
+    "word-sentiment": "Say whether the word is positive or negative.",
+    "country-region": "Name the region of the world that the country belongs to.",
+}
 SUITES = {
     "paper": (PAPER_SOURCES, PAPER_TARGETS),
     "topics": (LANGUAGES, LANGUAGES),
@@ -61,7 +74,11 @@ def main() -> None:
     parser.add_argument("--sources", nargs="+", help="folders below --data, built-in names, or files")
     parser.add_argument("--targets", nargs="+")
     parser.add_argument("--data", type=Path, help="folder with one folder for each task")
-    parser.add_argument("--hub", type=Path, help="JSON file that says where the tasks are on the Hugging Face hub")
+    parser.add_argument(
+        "--hub",
+        type=Path,
+        help='JSON: {"sst2": {"task": "hf:nyu-mll/glue/sst2", "columns": {"input": "sentence"}}, ...}',
+    )
     parser.add_argument("--samples", type=int, default=10, help="source samples (default: 10)")
     parser.add_argument("--shots", type=int, default=5, help="demonstrations in few-shot prompts (default: 5)")
     parser.add_argument("--queries", type=int, default=100, help="test queries of a target (default: 100)")
@@ -128,7 +145,8 @@ class Matrix:
             else:
                 folder = self._options.data / name if self._options.data else None
                 task = load_task(folder if folder is not None and folder.is_dir() else name)
-            self._tasks[name] = task
+            instruction = task.instruction or INSTRUCTIONS.get(name, "")
+            self._tasks[name] = replace(task, instruction=instruction)
         return self._tasks[name]
 
     def vector(self, source: Task, seed: int, strategy: str) -> Intervention:

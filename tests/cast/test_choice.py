@@ -26,8 +26,9 @@ def test_the_grid_holds_what_measuring_gives(tiny, word_task, vector):
         for number, scale in enumerate(found.scales):
             with (scale * vector.select(layers=layers)).on(tiny):
                 measured = measure(tiny.llm, template, list(enumerate(examples)))
-            nll = torch.tensor([m.nll for m in measured])
-            torch.testing.assert_close(found.nll[place, number], nll, rtol=1e-4, atol=1e-4)
+            tokens = [len(template.encode(e.input, answer=e.output).answer) for e in examples]
+            expected = torch.tensor([-m.nll * count for m, count in zip(measured, tokens, strict=True)]).exp()
+            torch.testing.assert_close(found.probability[place, number], expected, rtol=1e-3, atol=1e-6)
             right = found.choice_nll[place, number] < torch.tensor(2.0).log()  # of two options
             assert right.tolist() == [m.choice_sum for m in measured]
             assert found.exact[place, number].tolist() == [m.exact for m in measured]
@@ -38,15 +39,16 @@ def test_options_of_unequal_number(character_model, letter_task):
     model = character_model("llama")
     vector = Intervention.random(model, "heads", range(LAYERS), seed=0)
     found = grid(model, vector, Template(model.tokenizer, letter_task), letter_task.examples, progress=False)
-    assert found.nll.shape[-1] == 12
+    assert found.probability.shape[-1] == 12
     assert found.choice_nll.shape[-1] == 8
     assert (found.choice_nll > 0).all()
 
 
-def table(nll, choice=None):
+def table(probability, choice=None):
     """A grid of two places and three scales, of so many examples."""
-    nll = torch.tensor(nll)
-    return Grid(((0,), (1, 2)), (0.0, 1.0, 2.0), nll, None if choice is None else torch.tensor(choice), nll < 0)
+    probability = torch.tensor(probability)
+    choice = None if choice is None else torch.tensor(choice)
+    return Grid(((0,), (1, 2)), (0.0, 1.0, 2.0), probability, choice, probability > 0.5)
 
 
 def every(values):
@@ -54,23 +56,23 @@ def every(values):
 
 
 def test_the_likeliest_answers_win():
-    found = choose(table(every([[3.0, 2.0, 2.5], [3.0, 2.2, 1.0]])))
+    found = choose(table(every([[0.1, 0.4, 0.3], [0.1, 0.3, 0.7]])))
     assert (found.layers, found.scale, found.helps, found.choice_gain) == ((1, 2), 2.0, True, None)
-    assert found.gain == pytest.approx(2.0, abs=1e-5)
+    assert found.gain == pytest.approx(0.6, abs=1e-5)
     assert found.gain_low <= found.gain <= found.gain_high
 
 
 def test_a_gain_in_form_that_costs_knowledge_is_passed_over():
-    nll, choice = every([[3.0, 2.0, 2.5], [3.0, 2.2, 1.0]]), every([[0.7, 0.6, 0.8], [0.7, 0.7, 0.9]])
-    found = choose(table(nll, choice))
+    likely, choice = every([[0.1, 0.4, 0.3], [0.1, 0.3, 0.7]]), every([[0.7, 0.6, 0.8], [0.7, 0.7, 0.9]])
+    found = choose(table(likely, choice))
     assert (found.layers, found.scale) == ((0,), 1.0)
     assert found.choice_gain == pytest.approx(0.1, abs=1e-5)
-    nothing = choose(table(nll, every([[0.7, 0.8, 0.8], [0.7, 0.9, 0.9]])))
+    nothing = choose(table(likely, every([[0.7, 0.8, 0.8], [0.7, 0.9, 0.9]])))
     assert (nothing.scale, nothing.helps, nothing.gain) == (0.0, False, 0.0)
 
 
 def test_chance_and_overflow_do_not_help():
-    noisy = [[[3.0, 3.0, 3.0, 3.0], [1.0, 4.5, 2.0, 4.4], [float("nan")] * 4]] * 2
+    noisy = [[[0.3, 0.3, 0.3, 0.3], [0.9, 0.1, 0.6, 0.1], [float("nan")] * 4]] * 2
     found = choose(table(noisy))
     assert found.scale == 1.0
     assert not found.helps

@@ -8,9 +8,9 @@ import json
 import pytest
 import torch
 
-from cast import transfer as module
+from cast import cross_task as module
+from cast.cross_task import combined, of_equal_norm, transfer, weighted
 from cast.extraction import extract
-from cast.transfer import combined, of_equal_norm, transfer, weighted
 from laai.errors import UserError
 from laai.intervention import Intervention
 from laai.tasks import Example, Task
