@@ -5,12 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from cast.words import KINDS, STRATEGIES
 from laai.cli import Parsers, add_columns, add_command, add_model_options, columns_of
 from laai.words import POSITIONS, SITES, STYLES
-
-# As in cast.select and cast.extraction, which take seconds to import.
-STRATEGIES = ("random", "cast", "ideal", "vote_k", "facility_location", "k_center")
-KINDS = ("difference", "few_shot")
 
 
 def add_extract(commands: Parsers) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -131,6 +132,7 @@ class Contrast:
         """Replace what was seen."""
         self.done, self.sums, self.kept = tensors["done"] > 0, tensors["sums"], tensors["kept"]
 
+    @cached_property
     def fingerprint(self) -> str:
         """Changes with the model, the prompts and what is read of them."""
         parts = [self._model.identity, str(self._model.llm.dtype), [list(k) for k in self.widths], self.kept.shape[1]]
@@ -139,7 +141,7 @@ class Contrast:
 
     def save(self, path: Path) -> None:
         """Write what was seen, to go on from after an interruption."""
-        made = {"fingerprint": self.fingerprint()}
+        made = {"fingerprint": self.fingerprint}
         write_atomically(path, lambda temporary: save_file(self.tensors(), temporary, metadata=made))
 
     def restore(self, paths: Sequence[Path]) -> None:
@@ -152,7 +154,7 @@ class Contrast:
         for path in paths:
             try:
                 with safe_open(path, "pt") as file:
-                    same = (file.metadata() or {}).get("fingerprint") == self.fingerprint()
+                    same = (file.metadata() or {}).get("fingerprint") == self.fingerprint
                     found.append({name: file.get_tensor(name) for name in ("done", "sums", "kept")})
             except (SafetensorError, OSError) as error:
                 raise UserError(f"cannot read {path}, part of an earlier extraction: {error}; delete it") from error

@@ -90,7 +90,7 @@ def encoder_embeddings(
         UserError: the encoder cannot be loaded.
     """
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, padding_side="right")  # else positions would be shifted
         encoder = AutoModel.from_pretrained(name, use_safetensors=True).eval().to(device or "cpu")
     except Exception as error:  # transformers, safetensors, tokenizers and the hub client share no base class
         found = " ".join(str(error).split())[:200]

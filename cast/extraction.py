@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -19,7 +19,7 @@ from cast.contrast import Contrast
 from cast.contrast_loop import run_all
 from cast.embeddings import encoder_embeddings, state_embeddings
 from cast.samples import draw
-from cast.select import Strategy
+from cast.words import KINDS, Kind, Strategy
 from laai.errors import UserError
 from laai.intervention import Intervention, Key
 from laai.layers import find_decoder
@@ -28,9 +28,6 @@ from laai.prompts import Template
 from laai.tasks import Example, Task
 from laai.teacher import other_examples
 from laai.words import SITES, Positions, Site, Style
-
-Kind = Literal["difference", "few_shot"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def extract(
@@ -111,16 +108,11 @@ def extract_from(
     samples: Sequence[Example],
     demonstrations: Sequence[Sequence[Example]],
     *,
-    site: Site | Sequence[Site] = "heads",
-    layers: Sequence[int] | None = None,
     positions: Positions = "last_prompt",
     preserve_norm: bool = False,
     kind: Kind = "difference",
-    batch_size: int = 16,
-    trainer: pl.Trainer | None = None,
-    partial: Path | None = None,
-    progress: bool = True,
     settings: Mapping[str, object] | None = None,
+    **options: Any,
 ) -> Intervention:
     """Extract from given samples, each with its own demonstrations.
 
@@ -129,26 +121,18 @@ def extract_from(
         template: writes the prompts.
         samples: whose prompts are read.
         demonstrations: for each sample, what its few-shot prompt shows.
-        site: `heads`, `residual`, or both.
-        layers: which layers; default: all that have the site.
         positions: where the vector will be added when it is used.
         preserve_norm: the vector will leave the norm of each activation as it is.
         kind: `difference`, or `few_shot` for the mean few-shot activation alone (an ablation).
-        batch_size: pairs of prompts run at a time on each device.
-        trainer: a Lightning trainer whose devices share the samples; None to run where the model is.
-        partial: files to go on from after an interruption, see `cast.contrast_loop.run_all`.
-        progress: show a progress bar.
         settings: facts for the metadata.
+        options: further arguments of `contrast_of`: site, layers, batch_size, trainer, partial, progress.
 
     Raises:
         UserError: a sample stands among its own demonstrations, or there is no such site, layer or kind.
     """
     if kind not in KINDS:
         raise UserError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
-    contrast = contrast_of(
-        model, template, samples, demonstrations, site=site, layers=layers, batch_size=batch_size, trainer=trainer,
-        partial=partial, progress=progress,
-    )  # fmt: skip
+    contrast = contrast_of(model, template, samples, demonstrations, **options)
     parts = [
         Intervention.zeros(model, s, [i for found, i in contrast.widths if found == s])
         for s in dict.fromkeys(s for s, _ in contrast.widths)
@@ -175,7 +159,24 @@ def contrast_of(
     progress: bool = True,
     keep: bool = False,
 ) -> Contrast:
-    """The sums behind a vector: means and variances by site and layer; with `keep`, every sample's activations."""
+    """The sums behind a vector: means and variances by site and layer; with `keep`, every sample's activations.
+
+    Args:
+        model: the language model.
+        template: writes the prompts.
+        samples: whose prompts are read.
+        demonstrations: for each sample, what its few-shot prompt shows.
+        site: `heads`, `residual`, or both.
+        layers: which layers; default: all that have the site.
+        batch_size: pairs of prompts run at a time on each device.
+        trainer: a Lightning trainer whose devices share the samples; None to run where the model is.
+        partial: files to go on from after an interruption, see `cast.contrast_loop.run_all`.
+        progress: show a progress bar.
+        keep: keep every sample's activations.
+
+    Raises:
+        UserError: a sample stands among its own demonstrations, or there is no such site or layer.
+    """
     for sample, shown in zip(samples, demonstrations, strict=True):
         if any(shot.input == sample.input for shot in shown):
             raise UserError(f"the sample {sample.input!r} stands among its own demonstrations")

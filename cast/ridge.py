@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from cast.contrast import Contrast
 from laai.errors import UserError
 from laai.files import write_atomically
-from laai.hooks import Attachment, Edit
+from laai.hooks import Attachment, Edit, steer
 from laai.intervention import Key, model_identity, transformer
 from laai.layers import find_decoder
 from laai.models import LanguageModel
@@ -116,10 +116,7 @@ class RidgeMap(nn.Module):
 
     def _edit(self, one: AffineMap) -> Edit:
         def edit(hidden: Tensor, where: Where) -> Tensor:
-            steered = hidden + (self.scale * one(hidden)).to(hidden.dtype)
-            return (
-                steered if where is True else torch.where(torch.as_tensor(where, device=hidden.device), steered, hidden)
-            )
+            return steer(hidden, self.scale * one(hidden), where)
 
         return edit
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cast.select import Strategy, select
+from cast.select import select
+from cast.words import Strategy
 from laai.errors import UserError
 from laai.tasks import Example
 

@@ -7,17 +7,16 @@ of a hundred are the ten it would have chosen alone, but for `random`, whose ord
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cast.influence import CascadeInfluence, FacilityInfluence, Influence, WalkInfluence
 from cast.neighbours import Floats, nearest_neighbours, unit_rows
+from cast.words import STRATEGIES, Strategy
 from laai.errors import UserError
 
-Strategy = Literal["random", "cast", "ideal", "vote_k", "facility_location", "k_center"]
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 Diffusion = Literal["walk", "cascade"]
 
 

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cast.select import STRATEGIES, select
+from cast.select import select
+from cast.words import STRATEGIES
 from laai.files import write_json
 from laai.memory import peak_megabytes
 

@@ -31,7 +31,7 @@ import cast
 import laai
 from cast.choice import choose, grid
 from cast.cross_task import demonstrations_of, of_equal_norm, without
-from cast.select import STRATEGIES
+from cast.words import STRATEGIES
 from laai.compare import Method, compare
 from laai.data import FewShotDataModule
 from laai.files import write_json

@@ -23,6 +23,7 @@ import torch
 
 import cast
 import laai
+from cast.cross_task import of_equal_norm
 from laai.compare import Method, compare
 from laai.data import FewShotDataModule, encode_training
 from laai.files import write_json
@@ -99,12 +100,6 @@ def run(model: LanguageModel, task: str, seed: int, num_examples: int, test: int
         rows.append({"task": task, "seed": seed} | evaluation.scores.as_json() | {"exact": exact})
         print(f"{task:22s} seed {seed}  {evaluation.method.name:10s} {evaluation.scores.exact_match:.2f}", flush=True)
     return rows
-
-
-def of_equal_norm(model: LanguageModel, vector: Intervention, seed: int) -> Intervention:
-    """Random directions with the norms of `vector`, layer by layer: the control."""
-    directions = Intervention.random(model, "heads", vector.layers, seed=seed, positions=vector.positions)
-    return directions.with_vectors({key: vector[key].norm() * v for key, v in directions.items()})
 
 
 def mean(rows: list[Row], method: str, task: str | None = None, key: str = "exact_match") -> float:

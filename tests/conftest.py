@@ -50,6 +50,13 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True)
+def embeddings_apart(tmp_path_factory, monkeypatch):
+    """Embeddings of test models do not fill the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr("cast.embeddings.cache_folder", lambda: folder)
+
+
+@pytest.fixture(autouse=True)
 def quiet_lightning():
     """Advice of Lightning that does not concern tests."""
     with warnings.catch_warnings():

@@ -8,7 +8,8 @@ import pytest
 from cast import select as strategies
 from cast.influence import FacilityInfluence, WalkInfluence
 from cast.neighbours import nearest_neighbours, unit_rows
-from cast.select import STRATEGIES, lazy_greedy, select
+from cast.select import lazy_greedy, select
+from cast.words import STRATEGIES
 from laai.errors import UserError
 
 

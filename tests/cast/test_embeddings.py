@@ -1,0 +1,72 @@
+"""Embeddings against hidden states by hand, and what is kept on disk."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from cast import embeddings
+from cast.embeddings import encoder_embeddings, fingerprint, state_embeddings
+from laai.errors import UserError
+
+TEXTS = ["amber", "a much longer text than the others", "birch tree"]
+
+
+@torch.no_grad()
+def by_hand(model, tokenizer, module):
+    """Each text alone through the model; the mean over its tokens of what a module returns first."""
+    rows = []
+    handle = module.register_forward_hook(
+        lambda _, __, out: rows.append(out if isinstance(out, torch.Tensor) else out[0])
+    )
+    for text in TEXTS:
+        model(torch.tensor([tokenizer.encode(text)]))
+    handle.remove()
+    return np.stack([states[0].mean(0).numpy() for states in rows])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_states_by_hand(tiny, batch_size):
+    for layer in (0, 1):
+        found = state_embeddings(tiny, TEXTS, layer=layer, batch_size=batch_size, progress=False)
+        expected = by_hand(tiny.llm, tiny.tokenizer, tiny.llm.model.layers[layer])
+        np.testing.assert_allclose(found, expected - expected.mean(0), rtol=1e-3, atol=1e-4)
+        for file in (embeddings.cache_folder() / "embeddings").glob("*"):
+            file.unlink()
+    assert not any(m._forward_hooks for m in tiny.llm.modules())
+    with pytest.raises(UserError, match="layer 9 does not exist"):
+        state_embeddings(tiny, TEXTS, layer=9)
+
+
+def test_kept_on_disk_until_texts_or_weights_change(tiny, monkeypatch):
+    ran, run = [], embeddings._averaged
+    monkeypatch.setattr(embeddings, "_averaged", lambda *a: (ran.append(1), run(*a))[1])
+    first = state_embeddings(tiny, TEXTS, progress=False)
+    np.testing.assert_array_equal(state_embeddings(tiny, TEXTS, progress=False), first)
+    assert len(ran) == 1
+    state_embeddings(tiny, TEXTS[:2], progress=False)
+    assert len(ran) == 2
+    (file, *others) = sorted((embeddings.cache_folder() / "embeddings").glob("*.safetensors"))
+    for damaged in (file, *others):
+        damaged.write_bytes(b"no")
+    np.testing.assert_array_equal(state_embeddings(tiny, TEXTS, progress=False), first)
+    assert len(ran) == 3
+    layer = torch.nn.Linear(4, 4)
+    before = fingerprint(layer)
+    with torch.no_grad():
+        layer.bias += 1
+    assert fingerprint(layer) != before
+
+
+def test_a_sentence_encoder(tiny, tmp_path):
+    config = BertConfig(vocab_size=len(tiny.tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    encoder = BertModel(config).eval()
+    encoder.save_pretrained(tmp_path / "encoder")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tiny.tokenizer.backend_tokenizer, pad_token="<|im_end|>")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    found = encoder_embeddings(str(tmp_path / "encoder"), TEXTS, batch_size=2, progress=False)
+    np.testing.assert_allclose(found, by_hand(encoder, tokenizer, encoder.encoder), atol=1e-4)
+    with pytest.raises(UserError, match="expected a sentence encoder"):
+        encoder_embeddings(str(tmp_path), TEXTS)
