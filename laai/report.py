@@ -47,7 +47,7 @@ def print_table(rows: Sequence[Scores], title: str, file: IO[str] | None = None)
     for row in rows:
         table.add_row(*_cells(row))
     console = Console(file=file)
-    console.width = max(console.width, 110)
+    console.width = max(console.width, 125)
     console.print(table)
 
 
