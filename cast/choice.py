@@ -1,15 +1,16 @@
 """Where and how strongly to add a vector: layers and a scale, chosen on a few labelled examples.
 
-A vector that repairs the form of answers can cost knowledge: exact match rises while the right option loses to others.
-So the choice looks at both. Among places that leave the odds of the right option no worse than the model has them
-without a vector, it takes the one that gives the whole answer, its terminator included, the highest probability: the
-exact match that sampling would expect. It says when none helps.
+The place is taken that gives the whole answer, its terminator included, the highest probability: the exact match that
+sampling would expect, in which form and knowledge both count. A vector that repairs the form of answers can still cost
+knowledge: the right option loses to others more often. So places where forced choice falls by more than chance are
+passed over. The choice says when nothing helps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +18,17 @@ from tqdm.auto import tqdm
 
 from laai.intervention import Intervention
 from laai.layers import find_decoder
-from laai.metrics import bootstrap_interval
+from laai.metrics import bootstrap_interval, forced_choice
 from laai.models import LanguageModel
-from laai.prompts import Prompt, Template
+from laai.prompts import Template
 from laai.sweep import sweep
 from laai.tasks import Example
+
+TRIES = 5
+"""Places, best first, that are looked at for their forced choice, which costs a forward for every option."""
+
+Right = Callable[[Sequence[int], float], Tensor]
+"""Whether forced choice is right, (examples with choices,) bool, with the vector on these layers at this scale."""
 
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
@@ -35,7 +42,7 @@ class Choice:
         scale: the strength.
         helps: answers got likelier by more than chance: the 95% bootstrap interval of `gain` lies above zero.
         gain, gain_low, gain_high: mean rise of the whole answer's probability against no vector.
-        choice_gain: mean fall of −log p(right option | options), nats; None without choices.
+        choice_gain: mean rise of forced-choice accuracy; None without choices.
         examples: how many.
     """
 
@@ -61,14 +68,12 @@ class Grid:
         layers: of each place.
         scales: all, 0 (no vector) first.
         probability: of the answer and its terminator.
-        choice_nll: −log p(right option | options), nats; None without choices.
         exact: greedy generation would write the answer.
     """
 
     layers: tuple[tuple[int, ...], ...]
     scales: tuple[float, ...]
     probability: Tensor
-    choice_nll: Tensor | None
     exact: Tensor
 
 
@@ -82,7 +87,7 @@ def grid(
     places: Sequence[Sequence[int]] | None = None,
     progress: bool = True,
 ) -> Grid:
-    """Score a vector at many places and scales on labelled examples, in one pass over their prefixes.
+    """How likely a vector at many places and scales makes the answers of examples; one pass over their prefixes.
 
     Args:
         model: the language model.
@@ -97,32 +102,28 @@ def grid(
     candidates = [vector.select(layers=layers) for layers in places]
     scales = (0.0, *(scale for scale in scales if scale))
     answers = [template.encode(e.input, answer=e.output) for e in examples]
-    options = [template.encode(e.input, answer=option, terminate=False) for e in examples for option in e.choices or ()]
-    total = len(candidates) * len(answers + options)
-    with tqdm(total=total, desc="choosing layers and scale", disable=not progress, leave=False) as bar:
+    with tqdm(
+        total=len(candidates) * len(answers), desc="choosing layers and scale", disable=not progress, leave=False
+    ) as bar:
         found = sweep(model, candidates, scales, answers, on_candidate=bar.update)
-        probability = (-found.nll * torch.tensor([len(prompt.answer) for prompt in answers])).exp()
-        choice_nll = _choice_nll(model, candidates, scales, examples, options, bar.update) if options else None
-    return Grid(tuple(map(tuple, places)), scales, probability, choice_nll, found.greedy)
+    probability = (-found.nll * torch.tensor([len(prompt.answer) for prompt in answers])).exp()
+    return Grid(tuple(map(tuple, places)), scales, probability, found.greedy)
 
 
-def _choice_nll(
-    model: LanguageModel,
-    candidates: Sequence[Intervention],
-    scales: Sequence[float],
-    examples: Sequence[Example],
-    options: Sequence[Prompt],
-    on_candidate: Callable[[int], object],
-) -> Tensor:
-    """(candidates, scales, examples with choices)."""
-    mean = sweep(model, candidates, scales, options, on_candidate=on_candidate).nll
-    logs = -mean * torch.tensor([len(prompt.answer) for prompt in options])  # log-likelihood of the whole option
-    counts = [len(e.choices) for e in examples if e.choices]
-    right = [e.label or 0 for e in examples if e.choices]
-    columns = [
-        -part.log_softmax(dim=-1)[..., i] for part, i in zip(torch.split(logs, counts, dim=-1), right, strict=True)
-    ]  # fmt: skip
-    return torch.stack(columns, dim=-1)
+def forced_choices(
+    model: LanguageModel, vector: Intervention, template: Template, examples: Sequence[Example]
+) -> Right:
+    """Measures forced choice of the examples that have choices, with `vector` on some layers at some scale."""
+    having = [e for e in examples if e.choices]
+    options = [template.encode(e.input, answer=o, terminate=False) for e in having for o in e.choices or ()]
+    tokens = torch.tensor([len(prompt.answer) for prompt in options])
+
+    def right(layers: Sequence[int], scale: float) -> Tensor:
+        nlls = sweep(model, [vector.select(layers=layers)], [scale], options).nll[0, 0] * tokens
+        parts = torch.split(nlls, [len(e.choices or ()) for e in having])
+        return torch.tensor([forced_choice(part.tolist()) == e.label for part, e in zip(parts, having, strict=True)])
+
+    return right
 
 
 def places_of(model: LanguageModel, vector: Intervention) -> list[tuple[int, ...]]:
@@ -137,26 +138,48 @@ def places_of(model: LanguageModel, vector: Intervention) -> list[tuple[int, ...
     return [place for place in dict.fromkeys(places) if place]
 
 
-def choose(found: Grid) -> Choice:
-    """The place and scale that make answers likeliest, among those that leave the right option's odds no worse.
+def choose(found: Grid, right: Right | None = None) -> Choice:
+    """The place and scale that make answers likeliest, if forced choice does not fall there by more than chance.
 
     No vector, scale 0, is among them always: the choice may be that, and then does not help.
+
+    Args:
+        found: of `grid`.
+        right: of `forced_choices`, on the same examples; None where they have no choices.
     """
     gains = found.probability.nan_to_num(nan=0.0) - found.probability[:, :1]  # a NaN: the model overflowed
-    means = gains.mean(dim=-1)
-    choice_gains = None if found.choice_nll is None else (found.choice_nll[:, :1] - found.choice_nll).mean(dim=-1)
-    if choice_gains is not None:
-        means = means.where(choice_gains.nan_to_num(nan=-torch.inf) >= 0, -torch.inf)
-    best = int(means.argmax())
-    place, scale = divmod(best, len(found.scales))
-    interval = bootstrap_interval(gains[place, scale])
+    ranked = gains.mean(dim=-1).flatten().argsort(descending=True, stable=True).tolist()
+    nothing = (0, found.scales.index(0.0))
+    before = None if right is None else right(found.layers[0], 0.0).float()
+    best, change = nothing, None if before is None else 0.0
+    for flat in ranked[:TRIES]:
+        place, number = divmod(flat, len(found.scales))
+        if found.scales[number] == 0 or gains[place, number].mean() <= 0:
+            break  # no vector is likelier
+        if right is None or before is None:
+            best = place, number
+            break
+        interval = bootstrap_interval(right(found.layers[place], found.scales[number]).float() - before)
+        if interval.high >= 0:
+            best, change = (place, number), interval.mean
+            break
+    gain = bootstrap_interval(gains[best])
     return Choice(
-        layers=found.layers[place],
-        scale=found.scales[scale],
-        helps=interval.low > 0,
-        gain=interval.mean,
-        gain_low=interval.low,
-        gain_high=interval.high,
-        choice_gain=None if choice_gains is None else float(choice_gains[place, scale]),
-        examples=interval.n,
+        layers=found.layers[best[0]],
+        scale=found.scales[best[1]],
+        helps=gain.low > 0,
+        gain=gain.mean,
+        gain_low=gain.low,
+        gain_high=gain.high,
+        choice_gain=change,
+        examples=gain.n,
     )
+
+
+def choose_place(
+    model: LanguageModel, vector: Intervention, template: Template, examples: Sequence[Example], **options: Any
+) -> Choice:
+    """`choose` from the `grid` of a vector (`options` are its own), by the forced choices of examples that have some."""
+    found = grid(model, vector, template, examples, **options)
+    choices = any(example.choices for example in examples)
+    return choose(found, forced_choices(model, vector, template, examples) if choices else None)

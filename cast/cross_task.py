@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from cast.choice import SCALES, Choice, choose, grid
+from cast.choice import SCALES, Choice, choose_place
 from cast.extraction import extract
 from laai.compare import Evaluation, Method, compare
 from laai.data import FewShotDataModule
@@ -107,7 +107,7 @@ def transfer(
     options |= {"shots": shots, "style": style, "seed": seed, "progress": progress}
 
     def chosen(vector: Intervention) -> Choice:
-        return choose(grid(model, vector, template, examples, scales=scales, progress=progress))
+        return choose_place(model, vector, template, examples, scales=scales, progress=progress)
 
     vector = combined(model, weights, **options)
     choice = chosen(vector)

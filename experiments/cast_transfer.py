@@ -29,7 +29,7 @@ from cast_report import write_report
 
 import cast
 import laai
-from cast.choice import choose, grid
+from cast.choice import choose_place
 from cast.cross_task import demonstrations_of, of_equal_norm, without
 from cast.words import STRATEGIES
 from laai.compare import Method, compare
@@ -178,8 +178,8 @@ class Matrix:
         choices: dict[str, Any] = {}
         for name, strategy in (("cast", o.select), ("random samples", "random")):
             vector = self.vector(pool, seed, strategy)
-            choice = choose(
-                grid(model, vector, template, data.splits.validation, scales=(0.5, 1.0, 2.0), progress=False)
+            choice = choose_place(
+                model, vector, template, data.splits.validation, scales=(0.5, 1.0, 2.0), progress=False
             )
             choices[name] = asdict(choice)
             methods.append(Method(name, choice.of(vector)))

@@ -20,7 +20,7 @@ from laai.batches import Reuse
 from laai.data import FewShotDataModule, encode_training
 from laai.errors import UserError
 from laai.evaluate import answer_limit, measure
-from laai.intervention import Intervention
+from laai.intervention import Intervention, Key
 from laai.layer_choice import resolve_layers
 from laai.layer_profile import LayerProfile, profile_layers
 from laai.layers import find_decoder
@@ -30,7 +30,7 @@ from laai.scores import TaskMetrics
 from laai.starts import start_of
 from laai.steered import SteeredLM
 from laai.teacher import few_shot_teacher
-from laai.words import Positions, PrefixBudget, Site
+from laai.words import PRIORS, Positions, PrefixBudget, Prior, Site
 
 
 class LAAIModule(LightningModule):
@@ -52,6 +52,8 @@ class LAAIModule(LightningModule):
         l1: strength of the ℓ1 penalty, which zeroes entries. At 1 it takes back all that a step of Adam can add.
         group_l2: strength of the group-ℓ2 penalty, which zeroes heads (site `heads`) or layers (`residual`). At the
             square root of the group's width it takes back all that a step of Adam can add.
+        prior: what both penalties pull towards: `zero`, or the `start`, from which heads or layers that the task does
+            not need to change then do not move.
         distill: weight of the divergence from the model's own few-shot answers, each training example behind the
             others: it keeps ten examples from overruling what the model knows. 0 for the likelihood alone.
         optimizer: any of torch.optim, with its options, weight decay among them. Its learning rate is in units of the
@@ -78,6 +80,7 @@ class LAAIModule(LightningModule):
         init_scale: float = 0.5,
         l1: float = 0.0,
         group_l2: float = 0.0,
+        prior: Prior = "zero",
         distill: float = 0.5,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=0.01),
         schedule: str = "constant",
@@ -89,17 +92,21 @@ class LAAIModule(LightningModule):
                 raise UserError(f"{name} must not be negative, found {value}")
         if isinstance(prefix_cache, int) and prefix_cache < 0:
             raise UserError(f"prefix_cache must be auto, off or a number of bytes, found {prefix_cache}")
+        if prior not in PRIORS:
+            raise UserError(f"prior must be one of {', '.join(PRIORS)}, not {prior!r}")
         if schedule not in (names := [kind.value for kind in SchedulerType]):
             raise UserError(f"schedule must be one of {', '.join(names)}, not {schedule!r}")
         self.save_hyperparameters(ignore=["optimizer"])
         self.base_model, self.dtype_name, self.site, self.positions = base_model, dtype, site, positions
         self.layers, self.init, self.source, self.init_scale = layers, init, source, init_scale
-        self.l1, self.group_l2, self.distill = l1, group_l2, distill
+        self.l1, self.group_l2, self.prior, self.distill = l1, group_l2, prior, distill
         self.optimizer, self.schedule, self.prefix_cache = optimizer, schedule, prefix_cache
         self.cast_start: Callable[[LAAIModule], Intervention] | None = None
         """Makes a `cast` start; set by a callback of the package that knows how (`cast.start.CastStart`)."""
         self.given_start: Intervention | None = None
         """A start given as an object; goes before `init`."""
+        self.centre: dict[Key, Tensor] = {}
+        """What the penalties pull each vector towards, where that is not zero."""
         self.rms: dict[int, float] = {}
         """Root mean square of the activation at the site, by layer: the unit of the learning rate."""
         self.teacher: list[Tensor] = []
@@ -156,12 +163,13 @@ class LAAIModule(LightningModule):
         statistics = last_token_statistics(llm, prompts, self.site, layers, pad=pad)
         self.rms = {layer: statistics.rms(layer) for layer in layers}
         start, examples = start_of(self, layers), self.data.splits.train
+        self.centre = {key: v.detach().clone() for key, v in start.items()} if self.prior == "start" else {}
         self.teacher = few_shot_teacher(llm, self.template, examples) if self.distill and len(examples) > 1 else []
         self.steered = SteeredLM(llm, start, self.prefix_cache)
 
     def learned(self) -> Intervention:
         """The vectors with the settings of their training in their metadata."""
-        names = ("site", "positions", "init", "source", "init_scale", "l1", "group_l2", "distill", "schedule")
+        names = ["site", "positions", "init", "source", "init_scale", "l1", "group_l2", "prior", "distill", "schedule"]
         training = {name: getattr(self, name) for name in names} | {"steps": self.trainer.global_step}
         training |= {"init": "given"} if self.given_start is not None else {}
         training |= {"task": self.data.task.name, "num_examples": self.data.num_examples, "seed": self.data.seed}
@@ -205,15 +213,16 @@ class LAAIModule(LightningModule):
     ) -> None:
         """The optimiser's step, then the proximal step of the sparse group lasso at the same rate."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        groups = {key: self.groups(key[1]) for key, _ in self.intervention.items()}
         if self.l1 or self.group_l2:
-            with torch.no_grad():
-                for group, (key, vector) in zip(optimizer.param_groups, self.intervention.items(), strict=True):
-                    vector.copy_(penalty.proximal_step(vector, groups[key], self.l1, self.group_l2, float(group["lr"])))
-            values = [
-                penalty.value(v.detach(), groups[k], self.l1, self.group_l2) for k, v in self.intervention.items()
-            ]
-            self.log("train/penalty", torch.stack(values).sum())
+            total = torch.zeros((), device=self.device)
+            for group, (key, vector) in zip(optimizer.param_groups, self.intervention.items(), strict=True):
+                centre = self.centre[key].to(vector.device) if self.centre else torch.zeros_like(vector)
+                sizes = (self.groups(key[1]), self.l1, self.group_l2)
+                moved = penalty.proximal_step(vector.detach() - centre, *sizes, float(group["lr"]))
+                with torch.no_grad():
+                    vector.copy_(centre + moved)
+                total += penalty.value(moved, *sizes)
+            self.log("train/penalty", total)
 
     def groups(self, layer: int) -> int:
         """Groups of the penalty in a layer's vector: its heads, or the vector as one."""

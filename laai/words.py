@@ -14,6 +14,10 @@ Style = Literal["plain", "chat"]
 PrefixBudget = Literal["auto", "off"] | int
 """Memory for frozen prefixes: half of what is free, none, or so many bytes."""
 
+Prior = Literal["zero", "start"]
+"""What penalties pull vectors towards."""
+
 SITES: tuple[Site, ...] = get_args(Site)
 POSITIONS: tuple[Positions, ...] = get_args(Positions)
 STYLES: tuple[Style, ...] = get_args(Style)
+PRIORS: tuple[Prior, ...] = get_args(Prior)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cast.choice import Choice, Grid, choose, grid, places_of
+from cast.choice import Choice, Grid, choose, choose_place, forced_choices, grid, places_of
 from laai.evaluate import measure
 from laai.intervention import Intervention
 from laai.prompts import Template
@@ -29,26 +29,30 @@ def test_the_grid_holds_what_measuring_gives(tiny, word_task, vector):
             tokens = [len(template.encode(e.input, answer=e.output).answer) for e in examples]
             expected = torch.tensor([-m.nll * count for m, count in zip(measured, tokens, strict=True)]).exp()
             torch.testing.assert_close(found.probability[place, number], expected, rtol=1e-3, atol=1e-6)
-            right = found.choice_nll[place, number] < torch.tensor(2.0).log()  # of two options
+            right = forced_choices(tiny, vector, template, examples)(layers, scale)
             assert right.tolist() == [m.choice_sum for m in measured]
             assert found.exact[place, number].tolist() == [m.exact for m in measured]
 
 
 def test_options_of_unequal_number(character_model, letter_task):
-    """Only examples with choices have odds."""
+    """Only examples with choices count in forced choice."""
     model = character_model("llama")
     vector = Intervention.random(model, "heads", range(LAYERS), seed=0)
-    found = grid(model, vector, Template(model.tokenizer, letter_task), letter_task.examples, progress=False)
-    assert found.probability.shape[-1] == 12
-    assert found.choice_nll.shape[-1] == 8
-    assert (found.choice_nll > 0).all()
+    template = Template(model.tokenizer, letter_task)
+    assert grid(model, vector, template, letter_task.examples, progress=False).probability.shape[-1] == 12
+    with vector.on(model):
+        measured = measure(model.llm, template, list(enumerate(letter_task.examples)))
+    right = forced_choices(model, vector, template, letter_task.examples)(range(LAYERS), 1.0)
+    assert right.tolist() == [m.choice_sum for m in measured if m.choice_sum is not None]
+    assert len(right) == 8
+    choice = choose_place(model, vector, template, letter_task.examples, progress=False)
+    assert (choice.examples, choice.choice_gain is None) == (12, False)
 
 
-def table(probability, choice=None):
+def table(probability):
     """A grid of two places and three scales, of so many examples."""
     probability = torch.tensor(probability)
-    choice = None if choice is None else torch.tensor(choice)
-    return Grid(((0,), (1, 2)), (0.0, 1.0, 2.0), probability, choice, probability > 0.5)
+    return Grid(((0,), (1, 2)), (0.0, 1.0, 2.0), probability, probability > 0.5)
 
 
 def every(values):
@@ -63,12 +67,23 @@ def test_the_likeliest_answers_win():
 
 
 def test_a_gain_in_form_that_costs_knowledge_is_passed_over():
-    likely, choice = every([[0.1, 0.4, 0.3], [0.1, 0.3, 0.7]]), every([[0.7, 0.6, 0.8], [0.7, 0.7, 0.9]])
-    found = choose(table(likely, choice))
-    assert (found.layers, found.scale) == ((0,), 1.0)
-    assert found.choice_gain == pytest.approx(0.1, abs=1e-5)
-    nothing = choose(table(likely, every([[0.7, 0.8, 0.8], [0.7, 0.9, 0.9]])))
-    assert (nothing.scale, nothing.helps, nothing.gain) == (0.0, False, 0.0)
+    likely = table(every([[0.1, 0.4, 0.3], [0.1, 0.3, 0.7]]))
+    asked = []
+
+    def right(of_place):
+        def answer(layers, scale):
+            asked.append((layers, scale))
+            return torch.tensor(of_place.get((layers, scale), [True, True, True, False]))
+
+        return answer
+
+    worse, noisy = [False] * 4, [True, True, False, True]
+    found = choose(likely, right({((1, 2), 2.0): worse, ((0,), 1.0): noisy}))
+    assert (found.layers, found.scale, found.helps, found.choice_gain) == ((0,), 1.0, True, 0.0)
+    assert asked == [((0,), 0.0), ((1, 2), 2.0), ((0,), 1.0)], "only as many places as needed"
+    places = [((0,), 1.0), ((0,), 2.0), ((1, 2), 1.0), ((1, 2), 2.0)]
+    nothing = choose(likely, right(dict.fromkeys(places, worse)))
+    assert (nothing.scale, nothing.helps, nothing.gain, nothing.choice_gain) == (0.0, False, 0.0, 0.0)
 
 
 def test_chance_and_overflow_do_not_help():

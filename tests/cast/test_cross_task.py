@@ -54,8 +54,10 @@ def test_what_is_tested_is_no_source(tiny, word_task, monkeypatch):
 
 
 def test_a_vector_that_does_not_help_is_refused(tiny, word_task, other_task, monkeypatch):
-    sizes, real = [], module.choose
-    monkeypatch.setattr(module, "choose", lambda g: dataclasses.replace(real(g), helps=False, scale=1.0))
+    sizes, real = [], module.choose_place
+    monkeypatch.setattr(
+        module, "choose_place", lambda *a, **k: dataclasses.replace(real(*a, **k), helps=False, scale=1.0)
+    )
     refused = transfer(tiny, other_task, word_task, baselines=["zero-shot"], **SMALL)
     applied = transfer(tiny, other_task, word_task, baselines=["zero-shot"], refuse=False, **SMALL)
     assert (refused.refused, applied.refused) == (True, False)

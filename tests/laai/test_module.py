@@ -78,6 +78,22 @@ def test_a_strong_penalty_leaves_exactly_nothing(learn, penalty):
     assert all(bool((v == 0).all()) for v in vectors(module).values())
 
 
+def test_penalties_can_pull_towards_the_start(learn):
+    start = vectors(learn(steps=0, layers="all", init="random"))
+    options = {"layers": "all", "init": "random", "optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}
+    kept = vectors(learn(steps=4, group_l2=50.0, prior="start", **options))
+    assert all(torch.equal(kept[key], start[key]) for key in start), "nothing moves, to the bit"
+    free = learn(steps=1, **options)
+    steps = {k: (v - start[k]).view(4, -1).norm(dim=1) / (0.1 * free.rms[k[1]]) for k, v in vectors(free).items()}
+    strength = float(torch.cat(list(steps.values())).median())
+    some = vectors(learn(steps=1, group_l2=strength, prior="start", **options))
+    for key, sizes in steps.items():
+        moved = (some[key] - start[key]).view(4, -1).ne(0).any(dim=1)
+        assert torch.equal(moved, sizes > strength), "other heads stay exactly"
+    with pytest.raises(UserError, match="prior must be one of zero, start"):
+        learn(prior="middle")
+
+
 def test_zero_steps_of_each_init(learn, tiny, words_data, word_task, tmp_path):
     """With a rate of zero the vectors stay where they start."""
     data, still = words_data(), {"optimizer": lambda p: torch.optim.SGD(p, lr=0.0), "layers": "all", "steps": 1}

@@ -1,0 +1,126 @@
+"""The report of `laai_starts.py`: exact match by number of examples and start, paired differences, a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from laai.files import write_atomically
+
+Row = dict[str, Any]
+LABELS = {
+    "zero": "zero",
+    "random": "random, norms of own CAST",
+    "own": "own CAST × 0.5",
+    "mean": "mean CAST of four other tasks × 0.5",
+    "prior": "own CAST as prior",
+}
+
+
+def write_report(rows: list[Row], facts: Row, path: Path) -> str:
+    """Write PATH.md and PATH.png beside the JSON file; returns the report."""
+    text = report(rows, facts)
+    write_atomically(path.with_suffix(".md"), lambda file: file.write_text(text))
+    draw(rows, path.with_suffix(".png"))
+    return text
+
+
+def table(rows: list[Row], start: str, size: int, at_step: int | None = None) -> dict[tuple[str, int], float]:
+    """Exact match by (task, seed)."""
+    return {
+        (r["task"], r["seed"]): float(np.mean(r["exact"]))
+        for r in rows
+        if (r["start"], r["size"], r["at_step"]) == (start, size, at_step)
+    }
+
+
+def difference(a: dict[Any, float], b: dict[Any, float], resamples: int = 5000) -> tuple[float, float, float, int]:
+    """Mean of a − b over the (task, seed) that both have, its 95% bootstrap interval over tasks, and their number.
+
+    Tasks are resampled, each with all its seeds: seeds of one task are not independent tasks.
+    """
+    by_task: dict[str, list[float]] = {}
+    for key in sorted(a.keys() & b.keys()):
+        by_task.setdefault(key[0], []).append(a[key] - b[key])
+    means = np.array([np.mean(values) for values in by_task.values()])
+    drawn = means[np.random.default_rng(0).integers(len(means), size=(resamples, len(means)))].mean(axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(means.mean()), float(low), float(high), sum(map(len, by_task.values()))
+
+
+def report(rows: list[Row], facts: Row) -> str:
+    """The Markdown report."""
+    starts = list(dict.fromkeys(r["start"] for r in rows))
+    sizes = sorted({r["size"] for r in rows})
+    tasks, seeds = sorted({r["task"] for r in rows}), sorted({r["seed"] for r in rows})
+    about = ", ".join(f"{name} {value}" for name, value in facts.items())
+    out = ["# Starts of LAAI", "", f"{len(tasks)} tasks ({', '.join(tasks)}), seeds {seeds}; {about}.", ""]
+    out += ["Mean exact match after learning, by number of examples:", ""]
+    out += [f"| start | {' | '.join(map(str, sizes))} |", "| --- |" + " ---: |" * len(sizes)]
+    for start in starts:
+        cells = [_mean(table(rows, start, size)) for size in sizes]
+        out.append(f"| {start} | {' | '.join(cells)} |")
+    if "zero" in starts:
+        out += ["", "Against the start from zero: paired differences, 95% bootstrap intervals over tasks:", ""]
+        out += [f"| start | {' | '.join(map(str, sizes))} |", "| --- |" + " ---: |" * len(sizes)]
+        for start in [s for s in starts if s != "zero"]:
+            cells = [_difference(table(rows, start, size), table(rows, "zero", size)) for size in sizes]
+            out.append(f"| {start} | {' | '.join(cells)} |")
+    for size in sizes:
+        steps = sorted({r["at_step"] for r in rows if r["size"] == size and r["at_step"] is not None})
+        if steps:
+            out += ["", f"By optimiser step, {size} examples:", ""]
+            out += [f"| start | {' | '.join(map(str, steps))} | end |", "| --- |" + " ---: |" * (len(steps) + 1)]
+            for start in starts:
+                cells = [_mean(table(rows, start, size, step)) for step in [*steps, None]]
+                out.append(f"| {start} | {' | '.join(cells)} |")
+    out += ["", "By task (mean over seeds), " + " / ".join(starts) + ":", ""]
+    out += [f"| task | {' | '.join(f'{size} examples' for size in sizes)} |", "| --- |" + " --- |" * len(sizes)]
+    for task in tasks:
+        own = [r for r in rows if r["task"] == task]
+        cells = [" / ".join(_mean(table(own, start, size), 2) for start in starts) for size in sizes]
+        out.append(f"| {task} | {' | '.join(cells)} |")
+    return "\n".join(out) + "\n"
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Exact match against number of examples: one line a start, bands from resampling tasks."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    starts, sizes = list(dict.fromkeys(r["start"] for r in rows)), sorted({r["size"] for r in rows})
+    figure, axis = pyplot.subplots(figsize=(7.2, 4.2), layout="constrained")
+    for number, start in enumerate(starts):
+        points = [(size, list(found.values())) for size in sizes if (found := table(rows, start, size))]
+        if not points:
+            continue
+        means = [float(np.mean(values)) for _, values in points]
+        axis.plot(
+            [size for size, _ in points], means, marker="o", ms=4, label=LABELS.get(start, start), color=f"C{number}"
+        )
+    axis.set_xscale("log")
+    axis.set_xticks(sizes, [str(size) for size in sizes])
+    axis.minorticks_off()
+    axis.set_xlabel("training examples")
+    axis.set_ylabel("mean exact match")
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _mean(found: dict[Any, float], digits: int = 3) -> str:
+    return f"{np.mean(list(found.values())):.{digits}f}" if found else "-"
+
+
+def _difference(a: dict[Any, float], b: dict[Any, float]) -> str:
+    if not a.keys() & b.keys():
+        return "-"
+    mean, low, high, _ = difference(a, b)
+    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
