@@ -18,22 +18,27 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
+import torch
 from jsonargparse.typing import register_type
-from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from cast import CastStart, best_scale
+from laai.checkpoints import CheckpointFiles, RunCheckpoint, newest_checkpoint
 from laai.compare import Method, compare
 from laai.data import FewShotDataModule, encode_training
 from laai.early_stopping import StopAtBest, StopAtLoss
 from laai.errors import UserError
+from laai.interruption import Interruption
 from laai.memory import peak_megabytes
 from laai.module import LAAIModule
 from laai.monitor import Monitor, log_outcome, log_texts
 from laai.noise import ignore_noise
 from laai.progress import StepProgress
 from laai.report import answers_markdown, markdown_table, print_table, write_results
+from laai.run_folder import claim_version, with_csv
 from laai.tasks import Task, load_task
 
 register_type(Task, deserializer=load_task)  # else the parser reads a task's file as if it held settings
@@ -81,22 +86,40 @@ class TrainCLI(LightningCLI):
             help="with --data.validation, instead: stop after this many validations without progress",
         )
 
+    def _parse_ckpt_path(self) -> None:
+        """`--ckpt_path last` is the newest checkpoint of all runs in the folder; else Lightning's own reading."""
+        options = self.config[self.config.subcommand]
+        if options.get("ckpt_path") == "last":
+            path = str(newest_checkpoint(runs_folder(options.trainer.logger) or Path("lightning_logs")))
+            sys.argv[1:] = [path if argument == "last" else argument for argument in sys.argv[1:]]  # for DDP's others
+            options["ckpt_path"] = path
+            sys.stderr.write(f"going on from {path}\n")
+        elif (path := options.get("ckpt_path")) and path.endswith(".ckpt"):
+            CheckpointFiles().load_checkpoint(path)  # in one line, before anything is loaded
+        super()._parse_ckpt_path()
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer, with this project's callbacks."""
         if self.datamodule.splits.validation:
             stop: pl.Callback = StopAtBest(self._get(self.config, "patience"))
         else:
             stop = StopAtLoss(self._get(self.config, "stop_at_loss"))
-        checkpoint = self._get(self.config, "ckpt_path")
-        if checkpoint and checkpoint.endswith(".ckpt") and not Path(checkpoint).is_file():
-            raise UserError(f"no checkpoint file at {checkpoint}")
-        callbacks: list[pl.Callback] = [Monitor(), stop, LambdaCallback(on_exception=tell_interrupted)]
+        callbacks: list[pl.Callback] = [Monitor(), stop, Interruption()]
         if self._get(self.config, "trainer.enable_progress_bar") is not False:
             callbacks.append(StepProgress())
         if self._get(self.config, "trainer.enable_checkpointing") is not False:
-            callbacks.append(ModelCheckpoint(save_last=True, filename="{step}"))
+            callbacks.append(RunCheckpoint())
         self.trainer_defaults["callbacks"] = callbacks
+        runs = runs_folder(self._get(self.config, "trainer.logger"))
+        first = getattr(rank_zero_only, "rank", 0) == 0  # the others are told the folder
+        writes = self.subcommand == "fit" and not self._get(self.config, "trainer.fast_dev_run")
+        if writes and first and runs is not None and self._version() is None:
+            kwargs["logger"] = with_csv(self._get(self.config_init, "trainer.logger"), claim_version(runs))
+        kwargs["plugins"] = [*(self._get(self.config_init, "trainer.plugins") or []), CheckpointFiles()]
         return super().instantiate_trainer(**kwargs)
+
+    def _version(self) -> Any:
+        return self._get(self.config, "trainer.logger").init_args.get("version")
 
     def before_fit(self) -> None:
         """Start the clock, unless the run could not be tested."""
@@ -150,12 +173,10 @@ class TrainCLI(LightningCLI):
         sys.stdout.write(f"run folder: {folder} ({took})\n")
 
 
-def tell_interrupted(trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-    """After Ctrl-C, say how to go on: Lightning's own line is not at the level of a warning."""
-    if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
-        last = getattr(trainer.checkpoint_callback, "last_model_path", "")
-        cure = f"; to go on: the same command with --ckpt_path {last}" if last else ""
-        sys.stderr.write(f"\ninterrupted after {trainer.global_step} steps{cure}\n")
+def runs_folder(logger: Any) -> Path | None:
+    """The folder with a folder for each run, by the settings of TensorBoard's logger; None for other loggers."""
+    named = getattr(logger, "class_path", "").endswith("TensorBoardLogger")
+    return Path(logger.init_args.save_dir) / logger.init_args.name if named else None
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -165,7 +186,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not arguments or arguments[0] not in SUBCOMMANDS:
         sys.argv[1:] = arguments = ["fit", *arguments]  # in argv too: DDP starts its other processes from it
     ignore_noise()
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         TrainCLI(
             LAAIModule,
@@ -177,6 +199,20 @@ def main(arguments: list[str] | None = None) -> None:
             parser_kwargs={"description": __doc__},
             args=None if arguments == sys.argv[1:] else arguments,
         )
+    except SIGTERMException:
+        sys.exit(143)
+    except SystemExit as end:  # Lightning ends with 1 after Ctrl-C
+        sys.exit(130 if isinstance(end.__context__, KeyboardInterrupt) else end.code)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted\n")
+        sys.exit(130)
+    except RuntimeError as error:
+        if not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
+            raise
+        found = " ".join(str(error).split())[:200]
+        cure = "its own output says why; to go on: the same command with --ckpt_path last"
+        sys.stderr.write(f"error: another process of this run stopped ({found}); {cure}\n")
+        sys.exit(3)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)

@@ -179,7 +179,7 @@ def choose(found: Grid, right: Right | None = None) -> Choice:
 def choose_place(
     model: LanguageModel, vector: Intervention, template: Template, examples: Sequence[Example], **options: Any
 ) -> Choice:
-    """`choose` from the `grid` of a vector (`options` are its own), by the forced choices of examples that have some."""
+    """`choose` from the `grid` of a vector (`options`: its own), by the forced choices of examples that have some."""
     found = grid(model, vector, template, examples, **options)
     choices = any(example.choices for example in examples)
     return choose(found, forced_choices(model, vector, template, examples) if choices else None)

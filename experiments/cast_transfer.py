@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import random
 import time
 import warnings
 from dataclasses import asdict, replace
@@ -80,6 +81,7 @@ def main() -> None:
         help='JSON: {"sst2": {"task": "hf:nyu-mll/glue/sst2", "columns": {"input": "sentence"}}, ...}',
     )
     parser.add_argument("--samples", type=int, default=10, help="source samples (default: 10)")
+    parser.add_argument("--pool", type=int, default=200, help="examples that samples are selected from (default: 200)")
     parser.add_argument("--shots", type=int, default=5, help="demonstrations in few-shot prompts (default: 5)")
     parser.add_argument("--queries", type=int, default=100, help="test queries of a target (default: 100)")
     parser.add_argument("--development", type=int, default=20, help="target examples to choose on (default: 20)")
@@ -97,7 +99,7 @@ def main() -> None:
     path = options.json or RESULTS / f"cast_transfer_{options.suite or 'own'}.json"
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    names = ("base_model", "samples", "shots", "queries", "development", "select", "site", "longest")
+    names = ("base_model", "pool", "samples", "shots", "queries", "development", "select", "site", "longest")
     facts = {name: getattr(options, name) for name in names}
     rows: list[Row] = []
     if path.exists():
@@ -170,7 +172,7 @@ class Matrix:
             data.template(model.tokenizer),
             {e.input for e in (*data.splits.test, *data.splits.validation)},
         )
-        pool = without(self.task(source), tested)  # a built-in table can share inputs with another
+        pool = thinned(without(self.task(source), tested), o.pool, seed)  # tables can share inputs with another
         methods: list[Method] = []
         if not any((r["source"], r["target"], r["seed"]) == (None, target, seed) for r in rows):
             methods += [Method("zero-shot"), Method("few-shot", demonstrations=data.splits.train)]
@@ -205,6 +207,13 @@ class Matrix:
             if len(before) + longest <= self._options.longest:
                 break
         return shown
+
+
+def thinned(task: Task, most: int, seed: int) -> Task:
+    """At most so many of a task's examples."""
+    if len(task.examples) <= most:
+        return task
+    return replace(task, examples=tuple(random.Random(seed).sample(task.examples, most)))
 
 
 def _int(value: bool | None) -> int | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -81,10 +82,14 @@ class FewShotDataModule(LightningDataModule):
         size, devices = min(self.batch_size or len(dataset), len(dataset)), trainer.world_size
         if size % devices:
             raise UserError(f"a batch of {size} examples cannot be shared evenly by {devices} devices")
-        sampler = _Order(dataset, trainer, shuffle=size < len(dataset), seed=self.seed)
+        if 0 < (last := len(dataset) % size) < devices:
+            raise UserError(
+                f"the last batch of an epoch has {last} of {len(dataset)} examples, too few for {devices} devices: "
+                "choose another batch_size"
+            )
+        sampler = StepOrder(dataset, trainer, size, self.seed)
         collate_fn = partial(_collate_numbered, pad=pad_token(tokenizer))
-        loader: DataLoader[Any] = DataLoader(dataset, size // devices, sampler=sampler, collate_fn=collate_fn)  # type: ignore[arg-type]
-        return loader
+        return ResumableLoader(dataset, size // devices, sampler=sampler, collate_fn=collate_fn)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader[Tensor] | list[Tensor]:
         """Row numbers into `splits.validation`; nothing where there are none."""
@@ -98,19 +103,51 @@ class FewShotDataModule(LightningDataModule):
         return DataLoader(torch.arange(len(examples)), self.eval_batch_size)  # type: ignore[arg-type]
 
 
-class _Order(DistributedSampler[Any]):
-    """An order by seed and optimiser step alone: the same on any number of devices, and in a resumed run.
+class StepOrder(DistributedSampler[int]):
+    """An order by seed and optimiser step alone: the same on any number of devices, and in a run that is resumed.
 
-    Lightning's count of epochs, by which samplers are shuffled usually, is one ahead after a resume.
+    It begins where the trainer's step stands, in the middle of an epoch too. Each device takes its share of each batch.
+
+    Args:
+        dataset: what is drawn from.
+        trainer: knows the step and the devices.
+        batch_size: examples per step and accumulated part, over all devices.
+        seed: draws the order, if a batch does not hold all.
     """
 
-    def __init__(self, dataset: Sequence[Any], trainer: pl.Trainer, shuffle: bool, seed: int) -> None:
+    def __init__(self, dataset: Sequence[Any], trainer: pl.Trainer, batch_size: int, seed: int) -> None:
+        shuffle = batch_size < len(dataset)
         super().__init__(dataset, trainer.world_size, trainer.global_rank, shuffle, seed)  # type: ignore[arg-type]
-        self._trainer = trainer
+        self._trainer, self._count, self._size = trainer, len(dataset), batch_size
 
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each pass over the examples."""
-        super().set_epoch(self._trainer.global_step)
+    def __len__(self) -> int:
+        """Examples that this device gets in an epoch."""
+        return sum(map(len, self._shares(range(self._count))))
+
+    def __iter__(self) -> Iterator[int]:
+        """What is left of the epoch that the trainer's step lies in."""
+        parts = self._trainer.accumulate_grad_batches
+        steps = math.ceil(math.ceil(self._count / self._size) / parts)
+        epoch, done = divmod(self._trainer.global_step, steps)
+        order: Sequence[int] = range(self._count)
+        if self.shuffle:
+            order = torch.randperm(self._count, generator=torch.Generator().manual_seed(self.seed + epoch)).tolist()
+        return iter([row for share in self._shares(order)[done * parts :] for row in share])
+
+    def _shares(self, order: Sequence[int]) -> list[Sequence[int]]:
+        batches = [order[start : start + self._size] for start in range(0, self._count, self._size)]
+        return [batch[self.rank :: self.num_replicas] for batch in batches]
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A loader that needs no state to go on in the middle of an epoch: `StepOrder` follows the step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore."""
 
 
 def encode_training(template: Template, examples: Sequence[Example]) -> list[tuple[int, Prompt]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,8 +12,8 @@ from torch import Tensor
 from laai.module import LAAIModule
 
 
-class StopAtLoss(EarlyStopping):
-    """Stop once the training loss is below a threshold.
+class StopAtLoss(pl.Callback):
+    """Stop once the training loss of an epoch is below a threshold.
 
     With ten examples there are none to spare for validation. Past this loss the model is sure of every training answer,
     and further steps fit these ten alone.
@@ -24,13 +23,34 @@ class StopAtLoss(EarlyStopping):
     """
 
     def __init__(self, threshold: float = 0.1) -> None:
-        super().__init__(
-            "train/mean_loss",
-            stopping_threshold=threshold,
-            patience=sys.maxsize,
-            check_on_train_epoch_end=True,
-            strict=False,  # a resumed fit ends the epoch of its checkpoint before its first step
-        )
+        self._threshold = threshold
+        self._sum = self._tokens = 0.0
+        self._reached = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stay stopped, where a checkpoint was made at the end."""
+        trainer.should_stop = trainer.should_stop or self._reached
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Add the step's loss, each token counted once."""
+        if isinstance(pl_module, LAAIModule):
+            self._sum += float(trainer.callback_metrics["train/loss"]) * pl_module.step_tokens
+            self._tokens += pl_module.step_tokens
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at the mean of all examples."""
+        self._reached = self._reached or (self._tokens > 0 and self._sum / self._tokens < self._threshold)
+        self._sum = self._tokens = 0.0
+        trainer.should_stop = trainer.should_stop or self._reached
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs in the middle of an epoch, or after the last."""
+        return {"sum": self._sum, "tokens": self._tokens, "reached": self._reached}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up where a checkpoint left off."""
+        self._sum, self._tokens = state_dict["sum"], state_dict["tokens"]
+        self._reached = state_dict["reached"]
 
 
 class StopAtBest(EarlyStopping):
@@ -44,6 +64,10 @@ class StopAtBest(EarlyStopping):
         super().__init__("val/nll", patience=patience, check_on_train_epoch_end=False)
         self._best: dict[str, Tensor] = {}
         self._best_seen = float("inf")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stay stopped, where a checkpoint was made at the end."""
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the vectors if they are the best so far; stop if there has been no progress for long."""

@@ -26,7 +26,7 @@ from laai.hooks import is_compiled
 from laai.intervention import Intervention
 from laai.layers import find_decoder, unwrap
 from laai.prefix import NoPrefixError, prefix_of
-from laai.prefix_store import PrefixStore
+from laai.prefix_store import PrefixStore, prefix_keys, suffix_keys
 from laai.prompts import Batch
 from laai.skipping import LayerOutput, unchanged_layers
 from laai.words import PrefixBudget
@@ -39,10 +39,15 @@ class PrefixEngine:
         llm: the causal LM, frozen, with the vectors attached.
         intervention: the vectors.
         budget: bytes for the prefixes, `auto`, or `off` for whole forwards.
+        alone: run what is kept of each example apart from others, the first time that it comes. In a batch the last
+            bits depend on the others in it, and a run that is resumed meets them in another order.
     """
 
-    def __init__(self, llm: nn.Module, intervention: Intervention, budget: PrefixBudget = "auto") -> None:
-        self._llm, self._intervention = llm, intervention
+    def __init__(
+        self, llm: nn.Module, intervention: Intervention, budget: PrefixBudget = "auto", alone: bool = False
+    ) -> None:
+        self._llm, self._intervention, self._alone = llm, intervention, alone
+        self._seen: set[tuple[bytes, bytes]] = set()
         self._below = unchanged_layers(find_decoder(llm), [key for key, _ in intervention.items()])
         self._wrap: Callable[[Tensor], Any] | None = None
         self._settled = False
@@ -64,6 +69,8 @@ class PrefixEngine:
             self._settle(batch)
         if self.way is None:
             return None
+        if self._alone and len(batch.prefix_ids) > 1:
+            self._visit(batch)
         if self._last is None or not _same(self._last.batch, batch):
             self._last = None  # before the next one needs its memory
             try:
@@ -77,9 +84,18 @@ class PrefixEngine:
             self.store.keep_state(batch, output.hidden)
         return logits
 
+    @torch.no_grad()
+    def _visit(self, batch: Batch) -> None:
+        """Run each example that has not been seen by itself, so that what is kept of it is always the same."""
+        for row, key in enumerate(zip(prefix_keys(batch), suffix_keys(batch), strict=True)):
+            if key not in self._seen:
+                self._seen.add(key)
+                self.logits(batch.row(row))
+
     def clear(self) -> None:
         """Forget all prefixes."""
         self.store.clear()
+        self._seen.clear()
         self._last = None
 
     def _freeze(self, batch: Batch, way: Way) -> FrozenBatch:

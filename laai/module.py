@@ -20,6 +20,7 @@ from laai.batches import Reuse
 from laai.data import FewShotDataModule, encode_training
 from laai.errors import UserError
 from laai.evaluate import answer_limit, measure
+from laai.gradients import check_finite, gradient_norm, restore_if_unsound
 from laai.intervention import Intervention, Key
 from laai.layer_choice import resolve_layers
 from laai.layer_profile import LayerProfile, profile_layers
@@ -113,6 +114,8 @@ class LAAIModule(LightningModule):
         """Log-probabilities of the few-shot teacher at each training example's answer; empty without one."""
         self.layer_profile: LayerProfile | None = None
         """How layers compared, where one was chosen by `auto`."""
+        self.step_tokens = 0.0
+        """Answer tokens of the last step, on average over devices."""
         self.optimizer_facts: dict[str, Any] = {}
         """Name, rate and weight decay of the optimiser, once there is one."""
         self.strict_loading = False  # checkpoints hold the vectors alone; `on_load_checkpoint` checks those
@@ -165,7 +168,8 @@ class LAAIModule(LightningModule):
         start, examples = start_of(self, layers), self.data.splits.train
         self.centre = {key: v.detach().clone() for key, v in start.items()} if self.prior == "start" else {}
         self.teacher = few_shot_teacher(llm, self.template, examples) if self.distill and len(examples) > 1 else []
-        self.steered = SteeredLM(llm, start, self.prefix_cache)
+        several = (self.data.batch_size or len(examples)) < len(examples)  # batches, in an order of the epoch's own
+        self.steered = SteeredLM(llm, start, self.prefix_cache, alone=several)
 
     def learned(self) -> Intervention:
         """The vectors with the settings of their training in their metadata."""
@@ -194,15 +198,29 @@ class LAAIModule(LightningModule):
         tokens = self.trainer.strategy.reduce((batch.labels != IGNORE).sum().float(), reduce_op="mean")
         rows = batch.rows.tolist()
         teacher = torch.cat([self.teacher[row] for row in rows]).to(self.device) if self.teacher else None
-        nll, divergence = (loss.sum() / tokens for loss in self.steered(batch, teacher))
+        losses = self.steered(batch, teacher)
+        self._unsound = [
+            row for row, loss in zip(rows, losses.nll.detach().sum(-1).isfinite(), strict=True) if not loss
+        ]
+        nll, divergence = (loss.sum() / tokens for loss in losses)
         self.log("train/loss", nll, prog_bar=True, batch_size=len(rows), sync_dist=True)
-        # Of all batches of an epoch, each token counted once: what `StopAtLoss` watches.
-        epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "logger": False}
-        self.log("train/mean_loss", nll, batch_size=int(tokens), sync_dist=True, **epoch)
+        self.step_tokens = float(tokens)
         if teacher is not None:
             self.log("train/divergence", divergence, batch_size=len(rows), sync_dist=True)
         loss: Tensor = nll + self.distill * divergence
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the gradient's norm, in units of the activations'; stop before a step that would not be finite.
+
+        Raises:
+            UserError: on every device, with the vectors as they were.
+        """
+        norm = gradient_norm(self.intervention, self.rms)
+        self.log("train/gradient norm", norm)
+        if not self.trainer.precision.startswith("16"):  # whose scaler skips such steps
+            unsound = [self.data.splits.train[row].input for row in self._unsound]
+            check_finite(norm, self.trainer.global_step + 1, unsound)
 
     def optimizer_step(
         self,
@@ -212,17 +230,14 @@ class LAAIModule(LightningModule):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """The optimiser's step, then the proximal step of the sparse group lasso at the same rate."""
+        before = [v.detach().clone() for _, v in self.intervention.items()]
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        restore_if_unsound([v for _, v in self.intervention.items()], before, self.trainer.global_step + 1)
         if self.l1 or self.group_l2:
-            total = torch.zeros((), device=self.device)
-            for group, (key, vector) in zip(optimizer.param_groups, self.intervention.items(), strict=True):
-                centre = self.centre[key].to(vector.device) if self.centre else torch.zeros_like(vector)
-                sizes = (self.groups(key[1]), self.l1, self.group_l2)
-                moved = penalty.proximal_step(vector.detach() - centre, *sizes, float(group["lr"]))
-                with torch.no_grad():
-                    vector.copy_(centre + moved)
-                total += penalty.value(moved, *sizes)
-            self.log("train/penalty", total)
+            rates = [float(group["lr"]) for group in optimizer.param_groups]
+            groups = [self.groups(layer) for (_, layer), _ in self.intervention.items()]
+            sizes = (self.l1, self.group_l2)
+            self.log("train/penalty", penalty.shrink(self.intervention, self.centre, groups, rates, *sizes))
 
     def groups(self, layer: int) -> int:
         """Groups of the penalty in a layer's vector: its heads, or the vector as one."""

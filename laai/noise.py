@@ -9,6 +9,7 @@ _NOISE = (
     ".*module.s. in eval mode at the start.*",  # a frozen model belongs there
     ".*across ranks is zero.*",  # no validation examples, the default
     ".*LeafSpec.*",  # Lightning's own use of torch
+    ".*Experiment logs directory.*",  # two loggers share it
 )
 
 

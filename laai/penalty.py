@@ -6,8 +6,12 @@ an ℓ2 term over each head. A gradient step on either never gives exact zeros, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
+
+from laai.intervention import Intervention, Key
 
 
 def value(vector: Tensor, groups: int, l1: float, group_l2: float) -> Tensor:
@@ -36,3 +40,25 @@ def proximal_step(vector: Tensor, groups: int, l1: float, group_l2: float, step:
     shrink = (1 - step * group_l2 / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_min(0)
     shrunk: Tensor = parts * shrink
     return shrunk.view_as(vector)
+
+
+@torch.no_grad()
+def shrink(
+    intervention: Intervention,
+    centre: Mapping[Key, Tensor],
+    groups: Sequence[int],
+    rates: Sequence[float],
+    l1: float,
+    group_l2: float,
+) -> Tensor:
+    """Apply `proximal_step` to every vector, around its `centre` (or zero where it has none), in place.
+
+    `groups` and `rates` are those of the vectors in their order. Returns the value of the penalty afterwards.
+    """
+    values = []
+    for (key, vector), parts, rate in zip(intervention.items(), groups, rates, strict=True):
+        middle = centre[key].to(vector.device) if key in centre else torch.zeros_like(vector)
+        moved = proximal_step(vector.detach() - middle, parts, l1, group_l2, rate)
+        vector.copy_(middle + moved)
+        values.append(value(moved, parts, l1, group_l2))
+    return torch.stack(values).sum()

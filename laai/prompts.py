@@ -69,6 +69,12 @@ class Batch(NamedTuple):
         """(batch,) number of prompt tokens in each row."""
         return self.prefix_mask.sum(-1) + 1
 
+    def row(self, index: int) -> Batch:
+        """One row by itself, its suffix without padding."""
+        only, tokens = slice(index, index + 1), slice(max(int(self.suffix_mask[index].sum()), 1))
+        suffix = (self.suffix_ids[only, tokens], self.suffix_mask[only, tokens], self.labels[only, tokens])
+        return Batch(self.prefix_ids[only], self.prefix_mask[only], *suffix, self.rows[only])
+
     def without_prefix(self) -> Batch:
         """What is left when the prefixes are run already."""
         return Batch(self.prefix_ids[:, :0], self.prefix_mask[:, :0], *self[2:5], self.rows)

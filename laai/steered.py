@@ -38,14 +38,17 @@ class SteeredLM(nn.Module):
         llm: a causal LM; it is frozen here.
         intervention: the vectors; the only parameters that require a gradient.
         prefix_cache: bytes for frozen prefixes, `auto` for half of the free memory, `off` for whole forwards.
+        alone: keep of each example what it gives by itself, so that the same batches give the same bits in any order.
     """
 
-    def __init__(self, llm: nn.Module, intervention: Intervention, prefix_cache: PrefixBudget = "auto") -> None:
+    def __init__(
+        self, llm: nn.Module, intervention: Intervention, prefix_cache: PrefixBudget = "auto", alone: bool = False
+    ) -> None:
         super().__init__()
         self.llm = llm.requires_grad_(False).eval()
         self.intervention = intervention
         self._attachment: Attachment | None = intervention.attach(llm)
-        self.engine = PrefixEngine(llm, intervention, prefix_cache)
+        self.engine = PrefixEngine(llm, intervention, prefix_cache, alone)
 
     def train(self, mode: bool = True) -> SteeredLM:
         """The LLM stays in eval mode: dropout would make the loss of a frozen model random."""

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import signal
 
 import pytest
 import torch
 
 from laai.intervention import Intervention
-
-ROOT = Path(__file__).parents[1]
+from tests.forked import start_two
 
 
 @pytest.fixture
@@ -32,17 +29,19 @@ def outcome(folder):
     return json.loads((folder / "results.json").read_text()), Intervention.load(folder / "intervention.safetensors")
 
 
-def run_apart(folder, *arguments):
-    """train.py in a process of its own, which starts the other one; returns the run's folder."""
-    folder.mkdir()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *arguments],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (made,) = folder.glob("lightning_logs/version_*")  # the processes share one
-    return made
+def run_two(folder, arguments, nodes=1):
+    """Two processes of train.py; returns the folder of the run that they share."""
+    runs = start_two(folder, [*arguments, "--trainer.enable_progress_bar", "false"], nodes)
+    for run in runs:
+        code, text = run.end()
+        assert code == 0, text
+    return max(folder.glob("lightning_logs/version_*"))
+
+
+def losses(folder):
+    """The training loss by step."""
+    rows = csv.DictReader((folder / "metrics.csv").open())
+    return {int(row["step"]): float(row["train/loss"]) for row in rows if row["train/loss"]}
 
 
 @pytest.mark.parametrize(
@@ -56,8 +55,10 @@ def test_two_processes_equal_one(run_train, tiny_folder, uneven_file, tmp_path, 
     common = ["--model.base_model", str(tiny_folder), "--data.task", str(uneven_file), "--trainer.max_steps", "4"]
     common += ["--trainer.accelerator", "cpu", "--model.l1", "0.05", "--model.optimizer", "torch.optim.SGD"]
     common += ["--model.optimizer.lr", "0.1", *options]
-    one, vectors = outcome(run_train(*common, tiny=False))
-    two, shared = outcome(run_apart(tmp_path / "two", *common, "--trainer.devices", "2", "--trainer.strategy", "ddp"))
+    alone = run_train(*common, "--trainer.devices", "1", tiny=False)
+    one, vectors = outcome(alone)
+    folder = run_two(tmp_path / "two", [*common, "--trainer.strategy", "ddp"])
+    two, shared = outcome(folder)
     for key, vector in vectors.items():
         torch.testing.assert_close(shared[key], vector, rtol=0, atol=1e-5)
     for a, b in zip(one["rows"], two["rows"], strict=True):
@@ -65,3 +66,54 @@ def test_two_processes_equal_one(run_train, tiny_folder, uneven_file, tmp_path, 
         for name in set(a) - {"ms_per_query", "nll"}:
             assert a[name] == b[name], name
         assert b["nll"] == pytest.approx(a["nll"], rel=1e-4)
+    assert len(losses(alone)) == 4
+    assert losses(folder) == pytest.approx(losses(alone), rel=1e-5), "the same loss curve"
+
+
+@pytest.fixture
+def arguments(tiny_folder, uneven_file):
+    """Of a run with batches of 4 of 10 examples."""
+    options = {
+        "model.base_model": tiny_folder, "model.init": "zero", "data.task": uneven_file, "data.num_examples": 10,
+        "data.batch_size": 4, "data.test": 3, "trainer.accelerator": "cpu", "trainer.strategy": "ddp",
+        "stop_at_loss": 0.0,
+    }  # fmt: skip
+    return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+
+
+def test_two_processes_go_on_exactly(arguments, tmp_path):
+    """From the end of an epoch of two and a half batches, as the run that was never stopped."""
+    whole = outcome(run_two(tmp_path / "whole", [*arguments, "--trainer.max_steps", "7"]))[1]
+    run_two(tmp_path / "parts", [*arguments, "--trainer.max_steps", "3"])
+    resumed = run_two(tmp_path / "parts", [*arguments, "--trainer.max_steps", "7", "--ckpt_path", "last"])
+    for key, vector in outcome(resumed)[1].items():
+        assert torch.equal(vector, whole[key])
+
+
+def test_two_nodes(arguments, tmp_path):
+    """Two machines of one device each, as `torchrun --nnodes 2` starts them, are two devices of one machine."""
+    arguments = [*arguments, "--trainer.max_steps", "3"]
+    near, far = (outcome(run_two(tmp_path / str(nodes), arguments, nodes))[1] for nodes in (1, 2))
+    for key, vector in near.items():
+        assert torch.equal(vector, far[key])
+
+
+def test_when_one_process_dies_the_other_stops(arguments, tmp_path):
+    one, other = start_two(tmp_path, [*arguments, "--trainer.max_steps", "100000"])
+    other.signal(signal.SIGKILL, lambda: any(tmp_path.glob("*/*/checkpoints/last.ckpt")))
+    code, text = one.end(60)
+    assert code == 3, text
+    assert "error: another process of this run stopped" in text
+    assert "Traceback" not in text
+    (saved,) = tmp_path.glob("*/*/checkpoints/last.ckpt")
+    assert "state_dict" in torch.load(saved, weights_only=True)
+
+
+@pytest.mark.parametrize(("which", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_both_processes_stop_when_told(arguments, tmp_path, which, expected):
+    runs = start_two(tmp_path, [*arguments, "--trainer.max_steps", "100000"])
+    for run in runs:
+        run.signal(which, lambda: any(tmp_path.glob("*/*/checkpoints/last.ckpt")))
+    codes = [run.end(60)[0] for run in runs]
+    assert codes[0] in (expected, 3)  # 3: the other was first
+    assert expected in codes

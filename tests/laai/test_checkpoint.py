@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from cast import CastStart
+from laai.checkpoints import RunCheckpoint
 from laai.early_stopping import StopAtBest, StopAtLoss
 from laai.errors import UserError
 from laai.models import LanguageModel
@@ -18,7 +18,7 @@ def checkpoint(learn, quiet_trainer, tmp_path):
     """A function that learns for some steps and returns the module and the file of its last step."""
 
     def make(steps, callbacks=(), **options):
-        saver = ModelCheckpoint(tmp_path / f"after{steps}", save_last=True)
+        saver = RunCheckpoint(tmp_path / f"after{steps}")
         trainer = quiet_trainer(max_steps=steps, enable_checkpointing=True, callbacks=[CastStart(), saver, *callbacks])
         return learn(trainer=trainer, **options), saver.last_model_path
 
@@ -27,7 +27,7 @@ def checkpoint(learn, quiet_trainer, tmp_path):
 
 def assert_equal_vectors(a, b):
     for key, vector in a.intervention.items():
-        torch.testing.assert_close(vector, b.intervention[key], rtol=0, atol=1e-7)
+        assert torch.equal(vector, b.intervention[key]), key
 
 
 def test_it_holds_vectors_and_optimiser_only(checkpoint, tmp_path):
@@ -51,6 +51,33 @@ def test_resuming_gives_the_vectors_of_an_uninterrupted_run(learn, checkpoint, w
     resumed = learn(steps=6, data=words_data(batch_size=batch_size), ckpt_path=path, **options)
     assert resumed.trainer.global_step == 6
     assert_equal_vectors(whole, resumed)
+
+
+@pytest.mark.parametrize("site", ["heads", "residual"])
+def test_resuming_in_the_middle_of_an_epoch(learn, quiet_trainer, words_data, tmp_path, site):
+    """From every step of three epochs of three batches; the engine keeps prefixes and, at one layer, states."""
+    data, options = words_data(7, batch_size=3), {"site": site, "layers": [2], "schedule": "linear"}
+    saver = RunCheckpoint(tmp_path, every_seconds=0)
+    saver.save_top_k = -1
+    trainer = quiet_trainer(max_steps=9, enable_checkpointing=True, callbacks=[CastStart(), StopAtLoss(0.0), saver])
+    whole = learn(trainer=trainer, data=data, **options)
+    assert whole.steered.engine.way is not None
+    for step in range(1, 9):
+        callbacks = [StopAtLoss(0.0), RunCheckpoint(tmp_path / "other")]
+        trainer = quiet_trainer(max_steps=9, enable_checkpointing=True, callbacks=[CastStart(), *callbacks])
+        resumed = learn(trainer=trainer, data=data, ckpt_path=tmp_path / f"step={step}.ckpt", **options)
+        assert resumed.trainer.global_step == 9
+        assert_equal_vectors(whole, resumed)
+
+
+def test_a_run_that_had_stopped_stays_stopped(learn, checkpoint, words_data):
+    """Killed while testing, say: going on from its last checkpoint learns no further."""
+    data = words_data(6, batch_size=4)
+    module, path = checkpoint(6, [StopAtLoss(1e6)], data=data)
+    assert module.trainer.global_step == 2
+    resumed = learn(steps=6, data=data, ckpt_path=path, callbacks=[StopAtLoss(1e6)])
+    assert resumed.trainer.global_step == 2
+    assert_equal_vectors(module, resumed)
 
 
 @pytest.mark.parametrize("batch_size", [None, 4])

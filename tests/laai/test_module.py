@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import LambdaCallback
 
 from cast import CastStart, extract, extract_own
 from laai.data import encode_training
@@ -196,6 +197,28 @@ def test_a_bf16_model_has_fp32_vectors(learn, tiny_folder):
 def test_precisions_that_would_cast_the_vectors_are_refused(learn, quiet_trainer, precision):
     with pytest.raises(UserError, match="fp32"):
         learn(trainer=quiet_trainer(precision=precision))
+
+
+class Overflow(torch.optim.SGD):
+    """A step, then infinity in the third."""
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        self.taken = getattr(self, "taken", 0) + 1
+        if self.taken == 3:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0][1] = torch.inf
+        return loss
+
+
+def test_a_step_that_overflows_is_undone(learn, tiny, words_data):
+    options = {"layers": "all", "optimizer": lambda p: Overflow(p, lr=0.1)}
+    two = vectors(learn(steps=2, **options))
+    seen = []
+    record = LambdaCallback(on_exception=lambda trainer, module, error: seen.append(vectors(module)))
+    with pytest.raises(UserError, match="that are not after step 3: "):
+        learn(steps=5, callbacks=[record], **options)
+    assert_close(seen[0], two, rtol=0, atol=0)
 
 
 def test_the_rate_is_in_units_of_the_activations(learn, tiny, words_data, word_task):

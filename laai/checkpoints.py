@@ -1,0 +1,96 @@
+"""Checkpoints that survive: whole or absent, safe to read, and at points from which a run goes on exactly as it was."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from laai.errors import UserError
+from laai.files import write_atomically
+
+EVERY_SECONDS = 10.0
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Lightning's checkpoint after each epoch and its validation, and in the middle of long ones.
+
+    A step that ends an epoch is saved when the epoch's validation and early stopping have had their say: a run that
+    goes on from there does what the uninterrupted one did.
+
+    Args:
+        dirpath: folder; default: `checkpoints` in the logger's.
+        every_seconds: at least so long between two checkpoints within an epoch.
+    """
+
+    def __init__(self, dirpath: str | Path | None = None, every_seconds: float = EVERY_SECONDS) -> None:
+        super().__init__(dirpath, save_last=True, filename="{step}")
+        self._every, self._saved_at = every_seconds, time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Save within an epoch, after a step, if the last time is long ago."""
+        if (
+            trainer.is_last_batch
+            or trainer.fit_loop._should_accumulate()
+            or self._should_skip_saving_checkpoint(trainer)
+        ):
+            return
+        late = trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self._every)
+        if late:
+            candidates = self._monitor_candidates(trainer)
+            self._save_topk_checkpoint(trainer, candidates)
+            self._save_last_checkpoint(trainer, candidates)
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        self._saved_at = time.monotonic()
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes checkpoints atomically, and reads none that could run code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint; raises UserError if the disk is full, and then leaves an older file as it was."""
+        whole = io.BytesIO()  # a write of torch's own that fails says no more than "iostream error"
+        torch.save(checkpoint, whole)
+        write_atomically(Path(path), lambda temporary: temporary.write_bytes(whole.getvalue()))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = lambda storage, _: storage, weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read a checkpoint of tensors and plain values.
+
+        Raises:
+            UserError: the file is missing, damaged, no checkpoint of this project, or holds code.
+        """
+        try:
+            found = torch.load(path, map_location=map_location, weights_only=True)
+        except FileNotFoundError as error:
+            raise UserError(f"expected a checkpoint at {path}, found no file") from error
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            kind = "other objects than tensors" if isinstance(error, pickle.UnpicklingError) else "a damaged file"
+            raise UserError(f"expected a checkpoint of this project at {path}, found {kind}") from error
+        if not isinstance(found, dict) or not {"state_dict", "laai", "loops"} <= found.keys():
+            raise UserError(f"expected a checkpoint of this project at {path}, found another file")
+        return found
+
+
+def newest_checkpoint(runs: Path) -> Path:
+    """The last checkpoint of the run below this folder that saved one last.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [(path.stat().st_mtime_ns, path) for path in runs.glob("*/checkpoints/last.ckpt")]
+    if not found:
+        raise UserError(
+            f"expected a run with a checkpoint below {runs}, found none: leave out --ckpt_path to start one"
+        )
+    return max(found)[1]
