@@ -26,6 +26,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from cast import CastStart, best_scale
+from laai.ablation import layer_effects
 from laai.checkpoints import CheckpointFiles, RunCheckpoint, newest_checkpoint
 from laai.compare import Method, compare
 from laai.data import FewShotDataModule, encode_training
@@ -34,7 +35,7 @@ from laai.errors import UserError
 from laai.interruption import Interruption
 from laai.memory import peak_megabytes
 from laai.module import LAAIModule
-from laai.monitor import Monitor, log_outcome, log_texts
+from laai.monitor import Monitor, log_effects, log_outcome, log_texts
 from laai.noise import ignore_noise
 from laai.progress import StepProgress
 from laai.report import answers_markdown, markdown_table, print_table, write_results
@@ -146,10 +147,11 @@ class TrainCLI(LightningCLI):
             learned.save(folder / "intervention.safetensors")  # kept even if testing is interrupted
         module.steered.detach()
         nn.Module.to(model.llm, device)  # the trainer has put it on the CPU
+        prompts = [prompt for _, prompt in encode_training(module.template, data.splits.train)]
+        log_effects(trainer, layer_effects(model, learned.to(device), prompts))
         methods = [Method("zero-shot"), Method("few-shot", demonstrations=data.splits.train)]
         if module.cast_start is not None and (module.source != "own" or data.num_examples > 1):
             vector = module.cast_start(module).select(learned.layers)
-            prompts = [prompt for _, prompt in encode_training(module.template, data.splits.train)]
             methods.append(Method("cast", best_scale(model, vector, prompts) * vector))
         methods.append(Method("laai", learned))
         tests = compare(trainer, model, data, methods, module.prefix_cache)

@@ -13,7 +13,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from laai.errors import UserError
-from laai.files import write_atomically
+from laai.files import check_name, write_atomically
 from laai.intervention import Intervention, Key, model_identity, transformer
 from laai.layers import find_decoder
 from laai.words import SITES
@@ -55,6 +55,7 @@ def load(path: Path, model: nn.Module | LanguageModel | None = None) -> Interven
     Raises:
         UserError: one line that says what is wrong with the file, or why it does not fit.
     """
+    check_name(path)
     if not path.is_file():
         raise UserError(f"no intervention file at {path}")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,27 @@ class CheckpointFiles(TorchCheckpointIO):
         if not isinstance(found, dict) or not {"state_dict", "laai", "loops"} <= found.keys():
             raise UserError(f"expected a checkpoint of this project at {path}, found another file")
         return found
+
+
+def check_belongs(checkpoint: Mapping[str, Any], identity: Mapping[str, str | None], names: Iterable[str]) -> None:
+    """Refuse a checkpoint of another model, or one whose vectors are not exactly those named.
+
+    Lightning would load what it finds and leave the rest at zero.
+
+    Raises:
+        UserError: with what was expected and what was found.
+    """
+    made_for = checkpoint.get("laai") or {}
+    if made_for.get("config_hash") != identity["config_hash"]:
+        raise UserError(f"the checkpoint was made for {made_for.get('base_model')}, not for {identity['base_model']}")
+    if made_for.get("revision") and identity["revision"] and made_for["revision"] != identity["revision"]:
+        raise UserError(
+            f"the checkpoint was made for revision {made_for['revision']}, not for {identity['revision']}, "
+            f"of {identity['base_model']}"
+        )
+    expected, found = set(names), set(checkpoint["state_dict"])
+    if expected != found:
+        raise UserError(f"the checkpoint's vectors differ from this run's: {sorted(expected ^ found)[:4]}")
 
 
 def newest_checkpoint(runs: Path) -> Path:

@@ -39,6 +39,18 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
+def check_name(name: str | Path) -> Path:
+    """The path of this name; refuses what no file can be called, before the system does.
+
+    Raises:
+        UserError: a part of the path is too long, or there is a NUL in it.
+    """
+    longest = max((len(part.encode(errors="surrogatepass")) for part in Path(name).parts), default=0)
+    if longest > 255 or "\0" in str(name):
+        raise UserError(f"expected a name or path, found one that no file can have: {str(name)[:80]!r}")
+    return Path(name)
+
+
 def write_json(path: Path, value: Any) -> Path:
     """Write indented JSON (UTF-8, NaN refused) atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from laai.default_model import GGUF_SHA256, default_model_folder
 from laai.errors import UserError
+from laai.files import check_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -161,7 +162,7 @@ def load_model(
         UserError: The model cannot be found, reached or read, or is no causal language model.
     """
     options: dict[str, Any] = {"dtype": _parse_dtype(dtype), "device_map": device_map}
-    text, path = str(name), Path(name).expanduser()
+    text, path = str(name), check_name(name).expanduser()
     is_file = path.suffix.lower() == ".gguf"
     if revision is not None and (text == "default" or is_file or path.is_dir()):
         raise UserError(f"expected a hub id with revision={revision!r}, found {text!r}: drop the revision")

@@ -12,26 +12,28 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
-from transformers import SchedulerType, get_scheduler
+from transformers import get_scheduler
 
 from laai import penalty
 from laai.activations import last_token_statistics
 from laai.batches import Reuse
+from laai.checkpoints import check_belongs
 from laai.data import FewShotDataModule, encode_training
-from laai.errors import UserError
 from laai.evaluate import answer_limit, measure
 from laai.gradients import check_finite, gradient_norm, restore_if_unsound
 from laai.intervention import Intervention, Key
 from laai.layer_choice import resolve_layers
 from laai.layer_profile import LayerProfile, profile_layers
 from laai.layers import find_decoder
-from laai.models import LanguageModel, load_model
+from laai.models import LanguageModel
+from laai.options import check_options
+from laai.placement import place
 from laai.prompts import IGNORE, Batch, Template, pad_token
 from laai.scores import TaskMetrics
 from laai.starts import start_of
 from laai.steered import SteeredLM
 from laai.teacher import few_shot_teacher
-from laai.words import PRIORS, Positions, PrefixBudget, Prior, Site
+from laai.words import Positions, PrefixBudget, Prior, Site
 
 
 class LAAIModule(LightningModule):
@@ -64,6 +66,9 @@ class LAAIModule(LightningModule):
             device than the CPU, half of the free host memory comes on top. What does not fit is run again.
         schedule: how the rate changes from the first step to the last: constant, linear, cosine, or another name of
             transformers' schedules.
+        activation_checkpointing: run each layer again in the backward pass instead of keeping what it computed: less
+            memory, more time. Whole prompts are run then, as caches do not go with it.
+        device_map: as in transformers (`auto`, `balanced`, …): one process spreads the LLM over all its devices.
     """
 
     language_model: LanguageModel
@@ -86,22 +91,18 @@ class LAAIModule(LightningModule):
         optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=0.01),
         schedule: str = "constant",
         prefix_cache: PrefixBudget = "auto",
+        activation_checkpointing: bool = False,
+        device_map: str | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("l1", l1), ("group_l2", group_l2), ("distill", distill)):
-            if not value >= 0:
-                raise UserError(f"{name} must not be negative, found {value}")
-        if isinstance(prefix_cache, int) and prefix_cache < 0:
-            raise UserError(f"prefix_cache must be auto, off or a number of bytes, found {prefix_cache}")
-        if prior not in PRIORS:
-            raise UserError(f"prior must be one of {', '.join(PRIORS)}, not {prior!r}")
-        if schedule not in (names := [kind.value for kind in SchedulerType]):
-            raise UserError(f"schedule must be one of {', '.join(names)}, not {schedule!r}")
+        strengths = {"l1": l1, "group_l2": group_l2, "distill": distill}
+        check_options(init=init, prior=prior, schedule=schedule, prefix_cache=prefix_cache, dtype=dtype, **strengths)
         self.save_hyperparameters(ignore=["optimizer"])
         self.base_model, self.dtype_name, self.site, self.positions = base_model, dtype, site, positions
         self.layers, self.init, self.source, self.init_scale = layers, init, source, init_scale
         self.l1, self.group_l2, self.prior, self.distill = l1, group_l2, prior, distill
         self.optimizer, self.schedule, self.prefix_cache = optimizer, schedule, prefix_cache
+        self.activation_checkpointing, self.device_map = activation_checkpointing, device_map
         self.cast_start: Callable[[LAAIModule], Intervention] | None = None
         """Makes a `cast` start; set by a callback of the package that knows how (`cast.start.CastStart`)."""
         self.given_start: Intervention | None = None
@@ -120,6 +121,8 @@ class LAAIModule(LightningModule):
         """Name, rate and weight decay of the optimiser, once there is one."""
         self.strict_loading = False  # checkpoints hold the vectors alone; `on_load_checkpoint` checks those
         self.metrics = TaskMetrics()
+        self.validated: list[Tensor] = []
+        """NLL of every validation example, by validation."""
         self._limits: dict[bool, int] = {}
         # Vectors at `all` change prefixes; with others, each validation has the same ones again.
         self._reuse = None if positions == "all" else Reuse(prefix_cache)
@@ -146,14 +149,7 @@ class LAAIModule(LightningModule):
         """Load the LLM and make the start; once, in every process, before optimisers and wrappers."""
         if hasattr(self, "steered"):
             return
-        if self.trainer.precision in ("16-true", "bf16-true", "64-true"):
-            raise UserError(
-                f"precision {self.trainer.precision} would cast the vectors, which are fp32; set dtype instead"
-            )
-        if not hasattr(self, "language_model"):
-            self.language_model = load_model(self.base_model, dtype=self.dtype_name)
-        llm: torch.nn.Module = self.language_model.llm
-        llm.to(self.trainer.strategy.root_device)
+        llm = place(self)
         prompts = [prompt for _, prompt in encode_training(self.template, self.data.splits.train)]
         with torch.inference_mode(False), torch.enable_grad():
             if self.layers == "auto" and self.site == "residual":
@@ -169,7 +165,7 @@ class LAAIModule(LightningModule):
         self.centre = {key: v.detach().clone() for key, v in start.items()} if self.prior == "start" else {}
         self.teacher = few_shot_teacher(llm, self.template, examples) if self.distill and len(examples) > 1 else []
         several = (self.data.batch_size or len(examples)) < len(examples)  # batches, in an order of the epoch's own
-        self.steered = SteeredLM(llm, start, self.prefix_cache, alone=several)
+        self.steered = SteeredLM(llm, start, self.prefix_cache, alone=several, recompute=self.activation_checkpointing)
 
     def learned(self) -> Intervention:
         """The vectors with the settings of their training in their metadata."""
@@ -275,6 +271,8 @@ class LAAIModule(LightningModule):
 
     def _log_scores(self, stage: str) -> None:
         scores = self.metrics.compute("laai")
+        if stage == "val":
+            self.validated.append(self.metrics.nll.compute().view(-1).cpu())
         self.metrics.reset()
         self.log(f"{stage}/exact_match", scores.exact_match, prog_bar=stage == "val")
         self.log(f"{stage}/nll", scores.nll)
@@ -296,9 +294,4 @@ class LAAIModule(LightningModule):
         Raises:
             UserError: with what was expected and what was found.
         """
-        made_for, here = checkpoint.get("laai") or {}, self.language_model.identity
-        if made_for.get("config_hash") != here["config_hash"]:
-            raise UserError(f"the checkpoint was made for {made_for.get('base_model')}, not for {here['base_model']}")
-        expected, found = set(self.state_dict()), set(checkpoint["state_dict"])
-        if expected != found:
-            raise UserError(f"the checkpoint's vectors differ from this run's: {sorted(expected ^ found)[:4]}")
+        check_belongs(checkpoint, self.language_model.identity, self.state_dict())

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from laai.layer_profile import LayerProfile
+from laai.figures import effect_figure, heat_map, profile_figure
 from laai.module import LAAIModule
 
 if TYPE_CHECKING:
@@ -69,11 +69,15 @@ class Monitor(pl.Callback):
         steps = torch.stack(self._history, dim=1)
         moved = torch.stack(self._moved, dim=1)
         figures = {
-            "vectors/norm by layer over steps": _heat_map(steps, layers, "step", "layer"),
-            "vectors/distance from the start by layer over steps": _heat_map(moved, layers, "step", "layer"),
+            "vectors/norm by layer over steps": heat_map(steps, layers, "step", "layer"),
+            "vectors/distance from the start by layer over steps": heat_map(moved, layers, "step", "layer"),
         }
         if len({len(part) for part in self._last}) == 1 and len(self._last[0]) > 1:
-            figures["vectors/norm by head"] = _heat_map(torch.stack(self._last), layers, "head", "layer")
+            figures["vectors/norm by head"] = heat_map(torch.stack(self._last), layers, "head", "layer")
+        if module.validated:
+            losses = torch.stack(module.validated, dim=1)
+            rows = list(range(len(losses)))
+            figures["val/NLL by example"] = heat_map(losses, rows, "validation", "example", "NLL per answer token")
         return figures
 
 
@@ -81,46 +85,6 @@ def _activation_norm(module: LAAIModule, layer: int, groups: int) -> float:
     """Typical norm of the activation at the site, or of one of its equal parts."""
     width = len(module.intervention[module.site, layer])
     return float(max(module.rms[layer] * (width / groups) ** 0.5, torch.finfo(torch.float32).tiny))
-
-
-def _heat_map(values: Tensor, layers: list[int], x: str, y: str) -> Figure:
-    """A figure of values (layers, columns): norm of the vector over norm of the activation."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(4.5, max(2.0, 0.11 * len(layers) + 1.0)), layout="constrained", dpi=160)
-    axes = figure.add_subplot()
-    picture = axes.imshow(values.detach().cpu().numpy(), aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
-    every = max(1, len(layers) // 10)
-    axes.set_yticks(range(0, len(layers), every), [str(layer) for layer in layers[::every]])
-    axes.set(xlabel=x, ylabel=y)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.colorbar(picture, label="‖vector‖ / ‖activation‖")
-    return figure
-
-
-def profile_figure(profile: LayerProfile) -> Figure:
-    """Held-out loss by layer after the steps that each was given; filled dots went all the way, the ring is chosen."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(5, 3), layout="constrained", dpi=160)
-    axes = figure.add_subplot()
-    layers = sorted(profile.nll)
-    axes.plot(layers, [profile.nll[layer] for layer in layers], color="#c0c0c0", zorder=1)
-    longest = max(profile.steps.values())
-    for steps in sorted(set(profile.steps.values())):
-        chosen = [layer for layer in layers if profile.steps[layer] == steps]
-        shade = "#1f77b4" if steps == longest else "white"
-        axes.scatter(chosen, [profile.nll[i] for i in chosen], color=shade, edgecolor="#1f77b4", zorder=2)
-        for layer in chosen:
-            axes.annotate(str(steps), (layer, profile.nll[layer]), (0, 7), textcoords="offset points", fontsize=7)
-    best = profile.best
-    axes.scatter([best], [profile.nll[best]], s=160, facecolor="none", edgecolor="#d62728", zorder=3)
-    axes.set(xlabel="layer", ylabel="held-out NLL per token", title=f"layer {best} chosen; numbers are steps")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
 
 
 @rank_zero_only
@@ -148,3 +112,9 @@ def log_outcome(trainer: pl.Trainer, hyperparameters: dict[str, Any], metrics: d
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(hyperparameters, metrics)
             logger.experiment.flush()
+
+
+@rank_zero_only
+def log_effects(trainer: pl.Trainer, effects: dict[int, float]) -> None:
+    """Add what each layer's vector is worth (`laai.ablation`), as a figure, to every TensorBoard logger."""
+    log_figures(trainer, {"vectors/loss without each layer": effect_figure(effects)})

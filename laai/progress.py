@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,12 +17,16 @@ class StepProgress(TQDMProgressBar):
         self.train_progress_bar = self.init_train_tqdm()
         self.train_progress_bar.reset(trainer.estimated_stepping_batches)
         self.train_progress_bar.set_description("fit")
+        self._examples, self._began = 0, time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Keep the bar: an epoch may be a single step."""
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
         """Advance to the number of steps taken."""
+        self._examples += len(batch.rows) * trainer.world_size
         self.train_progress_bar.n = trainer.global_step
         self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=True)
 
@@ -43,5 +48,6 @@ class StepProgress(TQDMProgressBar):
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """The logged values, without the run's number."""
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+        """The logged values without the run's number, and examples learned from in a second, over all devices."""
+        values = {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+        return values | {"examples/s": f"{self._examples / (time.perf_counter() - self._began):.3g}"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,9 @@ from laai.engine import PrefixEngine
 from laai.forward import answer_logits, token_divergence, token_nll
 from laai.hooks import Attachment
 from laai.intervention import Intervention
+from laai.placement import is_spread
 from laai.prompts import IGNORE, Batch
+from laai.recompute import recomputing
 from laai.words import PrefixBudget
 
 
@@ -39,16 +42,27 @@ class SteeredLM(nn.Module):
         intervention: the vectors; the only parameters that require a gradient.
         prefix_cache: bytes for frozen prefixes, `auto` for half of the free memory, `off` for whole forwards.
         alone: keep of each example what it gives by itself, so that the same batches give the same bits in any order.
+        recompute: activation checkpointing (`laai.recompute`).
     """
 
     def __init__(
-        self, llm: nn.Module, intervention: Intervention, prefix_cache: PrefixBudget = "auto", alone: bool = False
+        self,
+        llm: nn.Module,
+        intervention: Intervention,
+        prefix_cache: PrefixBudget = "auto",
+        alone: bool = False,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
-        self.llm = llm.requires_grad_(False).eval()
+        llm.requires_grad_(False).eval()
+        if is_spread(llm):
+            self.__dict__["llm"] = llm  # no submodule: it stays where it is when this module is moved
+        else:
+            self.llm = llm
         self.intervention = intervention
         self._attachment: Attachment | None = intervention.attach(llm)
-        self.engine = PrefixEngine(llm, intervention, prefix_cache, alone)
+        self.engine = PrefixEngine(llm, intervention, "off" if recompute else prefix_cache, alone)
+        self._recompute = recompute
 
     def train(self, mode: bool = True) -> SteeredLM:
         """The LLM stays in eval mode: dropout would make the loss of a frozen model random."""
@@ -68,7 +82,8 @@ class SteeredLM(nn.Module):
         short = without_unlabelled_end(batch)
         logits = self.engine.logits(short)
         if logits is None:
-            logits = answer_logits(self.llm, short)
+            with recomputing(self.llm) if self._recompute else nullcontext():
+                logits = answer_logits(self.llm, short)
         nll = token_nll(logits, short.labels)
         divergence = torch.zeros_like(nll) if teacher is None else token_divergence(logits, teacher, short.labels)
         missing = (0, batch.labels.shape[1] - short.labels.shape[1])

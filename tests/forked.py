@@ -54,6 +54,7 @@ def start(
     """Start train.py in a folder; `largest_file`: bytes that the system lets it write into one file."""
     folder.mkdir(exist_ok=True)
     output = folder / f"output_{time.monotonic_ns()}.txt"
+    output.touch()
     process = CONTEXT.Process(
         target=_train, args=(str(folder), arguments, str(output), largest_file, dict(environment))
     )

@@ -117,3 +117,10 @@ def test_both_processes_stop_when_told(arguments, tmp_path, which, expected):
     codes = [run.end(60)[0] for run in runs]
     assert codes[0] in (expected, 3)  # 3: the other was first
     assert expected in codes
+
+
+def test_a_device_map_is_for_one_process(arguments, tmp_path):
+    for run in start_two(tmp_path, [*arguments, "--model.device_map", "cpu"]):
+        code, text = run.end(60)
+        assert code == 2, text
+        assert text.strip().splitlines()[-1].startswith("error: device_map spreads the model over the devices of one")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -163,7 +166,7 @@ def test_an_interrupted_run_says_how_to_go_on(run_train, capsys, monkeypatch, tm
         with pytest.raises((SystemExit, KeyboardInterrupt)):
             run_train()
     said = capsys.readouterr().err
-    path = re.search(r"interrupted after 2 steps.*--ckpt_path (\S+)", said)[1]
+    path = re.search(r"stopped after 2 steps.*--ckpt_path (\S+)", said)[1]
     resumed = run_train("--ckpt_path", path)
     assert Intervention.load(resumed / "intervention.safetensors").metadata["training"]["steps"] == 3
 
@@ -220,3 +223,20 @@ def test_a_negative_prefix_cache_is_refused(run_train, capsys):
         run_train("--model.prefix_cache", "-5")
     assert stopped.value.code == 2
     assert "prefix_cache" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["debug_fast", "debug_overfit"])
+def test_presets(tiny_folder, word_file, tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    preset = Path(__file__).parents[1] / "experiments" / "configs" / f"{name}.yaml"
+    where = ["--model.base_model", str(tiny_folder), "--data.task", str(word_file), "--trainer.accelerator", "cpu"]
+    train.main(["--config", str(preset), *where])
+    assert "laai" in capsys.readouterr().out
+    losses = list(tmp_path.glob("lightning_logs/version_0/metrics.csv"))
+    if name == "debug_fast":
+        assert not list(tmp_path.iterdir()), "no files"
+    else:
+        rows = [float(row["train/loss"]) for row in csv.DictReader(losses[0].open()) if row["train/loss"]]
+        assert len(rows) == 100
+        assert rows[-1] < rows[0] - 1

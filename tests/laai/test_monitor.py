@@ -30,7 +30,9 @@ def test_a_runs_page(run_train, read, site):
     assert all(e.value > 0 for e in losses)
     assert {"train/penalty", "vectors/mean relative norm", "vectors/share of zero groups"} <= set(tags["scalars"])
     assert {"final/exact_match", "final/nll", "final/choice_accuracy"} <= set(tags["scalars"])
-    figures = {"vectors/norm by layer over steps"} | ({"vectors/norm by head"} if site == "heads" else set())
+    assert all(e.value > 0 for e in events.Scalars("train/gradient norm"))
+    figures = {"vectors/norm by layer over steps", "vectors/loss without each layer"}
+    figures |= {"vectors/norm by head"} if site == "heads" else set()
     assert figures <= set(tags["images"])
     for name in figures:
         image = events.Images(name)[0]
@@ -41,6 +43,18 @@ def test_a_runs_page(run_train, read, site):
     assert "few-shot" in texts["results"][0].tensor_proto.string_val[0].decode()
     hparams = events.summary_metadata
     assert any(name.startswith("_hparams_/") for name in hparams)
+
+
+def test_validation_by_example(run_train, read):
+    folder = run_train("--data.validation", "4", "--model.layers", "all")
+    image = read(folder).Images("val/NLL by example")[0]
+    assert image.encoded_image_string.startswith(b"\x89PNG")
+
+
+def test_validation_losses_are_kept_in_the_order_of_the_examples(learn, words_data):
+    module = learn(steps=2, data=words_data(validation=3, eval_batch_size=2))
+    assert [losses.shape for losses in module.validated] == [(3,), (3,)]
+    assert module.validated[1].mean() < module.validated[0].mean()
 
 
 def test_relative_norms_by_hand(learn, quiet_trainer):

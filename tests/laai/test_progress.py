@@ -27,6 +27,8 @@ def test_it_counts_steps_over_all_epochs(learn, quiet_trainer, words_data):
     trainer = quiet_trainer(max_steps=5, callbacks=[bar], enable_progress_bar=True)
     learn(trainer=trainer, data=words_data(6, batch_size=4, validation=2))
     assert bar.seen == [(step, 5) for step in range(1, 6)]
+    assert float(bar.get_metrics(trainer, trainer.lightning_module)["examples/s"]) > 0
+    assert bar._examples == 4 + 2 + 4 + 2 + 4
     assert "v_num" not in bar.get_metrics(trainer, trainer.lightning_module)
 
 
