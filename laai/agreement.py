@@ -17,6 +17,7 @@ from laai.frozen import FrozenBatch, Way
 from laai.intervention import Intervention
 from laai.prefix import prefix_of, rows_of, stack_rows
 from laai.prompts import IGNORE, Batch
+from laai.sharded import is_sharded
 
 FLOOR = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """By the dtype of the computation: a difference in a token's NLL, in nats, that is never held against a way."""
@@ -48,6 +49,8 @@ def find_way(
     Returns:
         How to attend, and the layers to skip: all of `below`, or none. None if every way differs.
     """
+    if is_sharded(llm):  # all processes would have to agree on every forward
+        return None
     lengths = batch.prefix_mask.sum(-1).tolist()
     by_length = sorted((i for i in range(len(lengths)) if lengths[i]), key=lambda i: lengths[i])
     probe = batch.rows_at(sorted({by_length[0], by_length[-1]}))

@@ -60,6 +60,9 @@ class Evaluation(pl.LightningModule):
         self._limit = answer_limit(self.template, data.splits.test)
         self._attachment: Attachment | None = None
 
+    def configure_model(self) -> None:
+        """Nothing to do; sharding strategies ask for it."""
+
     def on_test_start(self) -> None:
         """Hook the vectors in."""
         if self.method.intervention is not None:

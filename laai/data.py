@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from laai.errors import UserError
 from laai.prompts import Batch, Prompt, Template, collate, pad_token
+from laai.sharded import ShardedStrategy
 from laai.tasks import Example, Splits, Task, load_task
 from laai.words import Style
 
@@ -100,7 +101,11 @@ class FewShotDataModule(LightningDataModule):
         return self._rows(self.splits.test)
 
     def _rows(self, examples: Sequence[Example]) -> DataLoader[Tensor]:
-        return DataLoader(torch.arange(len(examples)), self.eval_batch_size)  # type: ignore[arg-type]
+        rows: Any = torch.arange(len(examples))
+        if self.trainer is not None and isinstance(self.trainer.strategy, ShardedStrategy):  # joint forwards
+            everything: DistributedSampler[Any] = DistributedSampler(rows, num_replicas=1, rank=0, shuffle=False)
+            return DataLoader(rows, self.eval_batch_size, sampler=everything)
+        return DataLoader(rows, self.eval_batch_size)
 
 
 class StepOrder(DistributedSampler[int]):

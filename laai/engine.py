@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from laai.agreement import find_way
 from laai.frozen import FrozenBatch, Way
@@ -28,6 +27,7 @@ from laai.layers import find_decoder, unwrap
 from laai.prefix import NoPrefixError, prefix_of
 from laai.prefix_store import PrefixStore, prefix_keys, suffix_keys
 from laai.prompts import Batch
+from laai.sharded import is_sharded
 from laai.skipping import LayerOutput, unchanged_layers
 from laai.words import PrefixBudget
 
@@ -111,7 +111,7 @@ class PrefixEngine:
         if any(map(is_compiled, self._llm.modules())):
             self._give_up("it is compiled")
             return
-        if any(isinstance(parameter, DTensor) for parameter in self._llm.parameters()):
+        if is_sharded(self._llm):
             self._give_up("its parameters are sharded")  # all processes would have to agree on every forward
             return
         found = find_way(self._llm, batch, self._below, self._intervention)

@@ -17,6 +17,7 @@ from laai.forward import answer_nll
 from laai.metrics import exact_match, forced_choice
 from laai.prefix import check_length
 from laai.prompts import Prompt, Template, pad_token
+from laai.sharded import is_sharded
 from laai.tasks import Example
 
 Sharing = tuple[Reuse | None, bool]
@@ -127,6 +128,7 @@ def _continue(llm: nn.Module, template: Template, started: Started, max_new_toke
             **options,
             max_new_tokens=max_new_tokens,
             pad_token_id=pad_token(tokenizer),
+            synced_gpus=is_sharded(llm),
         )
     new = out[:, ids.shape[1] :]
     return list(tokenizer.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -30,6 +30,7 @@ from laai.options import check_options
 from laai.placement import place
 from laai.prompts import IGNORE, Batch, Template, pad_token
 from laai.scores import TaskMetrics
+from laai.sharded import ShardedStrategy, average_gradients, check_equal
 from laai.starts import start_of
 from laai.steered import SteeredLM
 from laai.teacher import few_shot_teacher
@@ -212,6 +213,8 @@ class LAAIModule(LightningModule):
         Raises:
             UserError: on every device, with the vectors as they were.
         """
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            average_gradients([vector for _, vector in self.intervention.items()])
         norm = gradient_norm(self.intervention, self.rms)
         self.log("train/gradient norm", norm)
         if not self.trainer.precision.startswith("16"):  # whose scaler skips such steps
@@ -238,6 +241,11 @@ class LAAIModule(LightningModule):
     def groups(self, layer: int) -> int:
         """Groups of the penalty in a layer's vector: its heads, or the vector as one."""
         return self.intervention.num_heads[layer] if self.site == "heads" else 1
+
+    def on_train_epoch_end(self) -> None:
+        """See that processes that hold the vectors themselves hold the same."""
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            check_equal([vector for _, vector in self.intervention.items()])
 
     def on_fit_end(self) -> None:
         """Drop what validations kept."""

@@ -8,6 +8,7 @@ from torch import nn
 
 from laai.errors import UserError
 from laai.models import load_model
+from laai.sharded import ShardedStrategy, load_sharded
 
 if TYPE_CHECKING:
     from laai.module import LAAIModule
@@ -27,6 +28,14 @@ def place(module: LAAIModule) -> nn.Module:
             f"device_map spreads the model over the devices of one process, found {trainer.world_size} processes: "
             "set trainer.devices to 1, or leave out device_map"
         )
+    if isinstance(trainer.strategy, ShardedStrategy):
+        if hasattr(module, "language_model"):
+            raise UserError("strategy fsdp2 loads the model itself, into shards: give it by name, through train.py")
+        if module.layers == "auto" and module.site == "residual":
+            raise UserError("layers=auto at residual does not go with strategy fsdp2: choose a layer")
+        where = trainer.strategy.mesh, trainer.strategy.root_device
+        module.language_model = load_sharded(module.base_model, module.dtype_name, *where)
+        return module.language_model.llm
     if not hasattr(module, "language_model"):
         module.language_model = load_model(module.base_model, dtype=module.dtype_name, device_map=module.device_map)
     llm: nn.Module = module.language_model.llm

@@ -51,13 +51,14 @@ def losses(folder):
         ["--data.num_examples", "8", "--data.test", "1", "--data.batch_size", "4", "--data.validation", "3"],
     ],
 )
-def test_two_processes_equal_one(run_train, tiny_folder, uneven_file, tmp_path, options):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_equal_one(run_train, tiny_folder, uneven_file, tmp_path, options, strategy):
     common = ["--model.base_model", str(tiny_folder), "--data.task", str(uneven_file), "--trainer.max_steps", "4"]
     common += ["--trainer.accelerator", "cpu", "--model.l1", "0.05", "--model.optimizer", "torch.optim.SGD"]
     common += ["--model.optimizer.lr", "0.1", *options]
     alone = run_train(*common, "--trainer.devices", "1", tiny=False)
     one, vectors = outcome(alone)
-    folder = run_two(tmp_path / "two", [*common, "--trainer.strategy", "ddp"])
+    folder = run_two(tmp_path / "two", [*common, "--trainer.strategy", strategy])
     two, shared = outcome(folder)
     for key, vector in vectors.items():
         torch.testing.assert_close(shared[key], vector, rtol=0, atol=1e-5)
@@ -81,11 +82,18 @@ def arguments(tiny_folder, uneven_file):
     return [part for name, value in options.items() for part in (f"--{name}", str(value))]
 
 
-def test_two_processes_go_on_exactly(arguments, tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_go_on_exactly(arguments, tmp_path, strategy):
     """From the end of an epoch of two and a half batches, as the run that was never stopped."""
+    arguments = [*arguments, "--trainer.strategy", strategy]
     whole = outcome(run_two(tmp_path / "whole", [*arguments, "--trainer.max_steps", "7"]))[1]
     run_two(tmp_path / "parts", [*arguments, "--trainer.max_steps", "3"])
     resumed = run_two(tmp_path / "parts", [*arguments, "--trainer.max_steps", "7", "--ckpt_path", "last"])
+    saved = resumed / "checkpoints" / "last.ckpt"
+    assert saved.stat().st_size < 40_000
+    assert set(torch.load(saved, weights_only=True)["state_dict"]) == {
+        f"steered.intervention.vectors.heads_{layer}" for layer in (0, 1)
+    }
     for key, vector in outcome(resumed)[1].items():
         assert torch.equal(vector, whole[key])
 
