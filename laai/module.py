@@ -234,13 +234,8 @@ class LAAIModule(LightningModule):
         restore_if_unsound([v for _, v in self.intervention.items()], before, self.trainer.global_step + 1)
         if self.l1 or self.group_l2:
             rates = [float(group["lr"]) for group in optimizer.param_groups]
-            groups = [self.groups(layer) for (_, layer), _ in self.intervention.items()]
             sizes = (self.l1, self.group_l2)
-            self.log("train/penalty", penalty.shrink(self.intervention, self.centre, groups, rates, *sizes))
-
-    def groups(self, layer: int) -> int:
-        """Groups of the penalty in a layer's vector: its heads, or the vector as one."""
-        return self.intervention.num_heads[layer] if self.site == "heads" else 1
+            self.log("train/penalty", penalty.shrink(self.intervention, self.centre, rates, *sizes))
 
     def on_train_epoch_end(self) -> None:
         """See that processes that hold the vectors themselves hold the same."""

@@ -46,17 +46,18 @@ def proximal_step(vector: Tensor, groups: int, l1: float, group_l2: float, step:
 def shrink(
     intervention: Intervention,
     centre: Mapping[Key, Tensor],
-    groups: Sequence[int],
     rates: Sequence[float],
     l1: float,
     group_l2: float,
 ) -> Tensor:
     """Apply `proximal_step` to every vector, around its `centre` (or zero where it has none), in place.
 
-    `groups` and `rates` are those of the vectors in their order. Returns the value of the penalty afterwards.
+    Groups are the heads at site `heads`, and the whole vector at `residual`. `rates` are those of the vectors in their
+    order. Returns the value of the penalty afterwards.
     """
     values = []
-    for (key, vector), parts, rate in zip(intervention.items(), groups, rates, strict=True):
+    for (key, vector), rate in zip(intervention.items(), rates, strict=True):
+        parts = intervention.num_heads[key[1]] if key[0] == "heads" else 1
         middle = centre[key].to(vector.device) if key in centre else torch.zeros_like(vector)
         moved = proximal_step(vector.detach() - middle, parts, l1, group_l2, rate)
         vector.copy_(middle + moved)

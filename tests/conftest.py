@@ -206,6 +206,17 @@ def letter_task():
 
 
 @pytest.fixture
+def fault(record_property):
+    """A function that notes what a test did to a run, how often, and what came of it (`experiments/reliability.py`)."""
+
+    def note(what, tried=1, outcome="one line, exit code 2"):
+        for name, value in (("fault", what), ("tried", tried), ("outcome", outcome)):
+            record_property(name, value)
+
+    return note
+
+
+@pytest.fixture
 def run_train(tiny_folder, word_file, tmp_path, monkeypatch):
     """A function that runs train.py's command line in a temporary working directory; returns the run's folder."""
     monkeypatch.chdir(tmp_path)

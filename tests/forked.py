@@ -62,20 +62,30 @@ def start(
     return Run(process, output)
 
 
-def start_two(folder: Path, arguments: list[str], nodes: int = 1) -> tuple[Run, Run]:
-    """Start two processes of one run, each told its place as torchrun tells it."""
+def start_two(folder: Path, arguments: list[str], nodes: int = 1, scheduler: str = "torchrun") -> tuple[Run, Run]:
+    """Start two processes of one run, each told its place as torchrun or SLURM tells it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    size = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": str(2 // nodes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    size |= {"TORCHELASTIC_RUN_ID": port, "GROUP_WORLD_SIZE": str(nodes)}
-    places = [
-        {"RANK": str(rank), "LOCAL_RANK": str(rank if nodes == 1 else 0), "GROUP_RANK": str(0 if nodes == 1 else rank)}
-        for rank in (0, 1)
-    ]
-    arguments = [*arguments, "--trainer.devices", str(2 // nodes), "--trainer.num_nodes", str(nodes)]
-    one, other = (start(folder, arguments, environment=size | place) for place in places)
+    devices, place = 2 // nodes, torchrun_place if scheduler == "torchrun" else slurm_place
+    arguments = [*arguments, "--trainer.devices", str(devices), "--trainer.num_nodes", str(nodes)]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    one, other = (start(folder, arguments, environment=address | place(rank, nodes, port)) for rank in (0, 1))
     return one, other
+
+
+def torchrun_place(rank: int, nodes: int, port: str) -> dict[str, str]:
+    """The environment of a process of `torchrun --nnodes NODES`."""
+    local = {"LOCAL_RANK": str(rank if nodes == 1 else 0), "LOCAL_WORLD_SIZE": str(2 // nodes)}
+    node = {"GROUP_RANK": str(0 if nodes == 1 else rank), "GROUP_WORLD_SIZE": str(nodes)}
+    return {"RANK": str(rank), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": port} | local | node
+
+
+def slurm_place(rank: int, nodes: int, port: str) -> dict[str, str]:
+    """The environment of a task of `srun --nodes NODES --ntasks 2`."""
+    facts = {"JOB_ID": port, "JOB_NAME": "train", "NTASKS": 2, "NTASKS_PER_NODE": 2 // nodes, "NNODES": nodes}
+    facts |= {"PROCID": rank, "LOCALID": rank if nodes == 1 else 0, "NODEID": 0 if nodes == 1 else rank}
+    return {f"SLURM_{name}": str(value) for name, value in facts.items()} | {"SLURM_NODELIST": "127.0.0.1"}
 
 
 def _train(
@@ -95,6 +105,8 @@ def _train(
 
     import train
 
-    rank_zero_only.rank = int(environment.get("RANK", "0"))  # which a process of its own would have read at import
+    rank_zero_only.rank = int(
+        environment.get("RANK") or environment.get("SLURM_PROCID") or 0
+    )  # which a process of its own would have read at import
     torch.set_num_threads(1)
     train.main(arguments)

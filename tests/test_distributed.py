@@ -29,9 +29,9 @@ def outcome(folder):
     return json.loads((folder / "results.json").read_text()), Intervention.load(folder / "intervention.safetensors")
 
 
-def run_two(folder, arguments, nodes=1):
+def run_two(folder, arguments, nodes=1, scheduler="torchrun"):
     """Two processes of train.py; returns the folder of the run that they share."""
-    runs = start_two(folder, [*arguments, "--trainer.enable_progress_bar", "false"], nodes)
+    runs = start_two(folder, [*arguments, "--trainer.enable_progress_bar", "false"], nodes, scheduler)
     for run in runs:
         code, text = run.end()
         assert code == 0, text
@@ -83,7 +83,7 @@ def arguments(tiny_folder, uneven_file):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_processes_go_on_exactly(arguments, tmp_path, strategy):
+def test_two_processes_go_on_exactly(arguments, tmp_path, strategy, fault):
     """From the end of an epoch of two and a half batches, as the run that was never stopped."""
     arguments = [*arguments, "--trainer.strategy", strategy]
     whole = outcome(run_two(tmp_path / "whole", [*arguments, "--trainer.max_steps", "7"]))[1]
@@ -96,17 +96,19 @@ def test_two_processes_go_on_exactly(arguments, tmp_path, strategy):
     }
     for key, vector in outcome(resumed)[1].items():
         assert torch.equal(vector, whole[key])
+    fault(f"two processes ({strategy}) resumed", 1, "nothing lost: the bits of an uninterrupted run")
 
 
 def test_two_nodes(arguments, tmp_path):
-    """Two machines of one device each, as `torchrun --nnodes 2` starts them, are two devices of one machine."""
+    """Two machines of one device each, as torchrun and SLURM start them, are two devices of one machine."""
     arguments = [*arguments, "--trainer.max_steps", "3"]
-    near, far = (outcome(run_two(tmp_path / str(nodes), arguments, nodes))[1] for nodes in (1, 2))
+    ways = [(1, "torchrun"), (2, "torchrun"), (2, "slurm")]
+    near, *far = (outcome(run_two(tmp_path / f"{way}{n}", arguments, n, way))[1] for n, way in ways)
     for key, vector in near.items():
-        assert torch.equal(vector, far[key])
+        assert all(torch.equal(vector, other[key]) for other in far)
 
 
-def test_when_one_process_dies_the_other_stops(arguments, tmp_path):
+def test_when_one_process_dies_the_other_stops(arguments, tmp_path, fault):
     one, other = start_two(tmp_path, [*arguments, "--trainer.max_steps", "100000"])
     other.signal(signal.SIGKILL, lambda: any(tmp_path.glob("*/*/checkpoints/last.ckpt")))
     code, text = one.end(60)
@@ -115,16 +117,18 @@ def test_when_one_process_dies_the_other_stops(arguments, tmp_path):
     assert "Traceback" not in text
     (saved,) = tmp_path.glob("*/*/checkpoints/last.ckpt")
     assert "state_dict" in torch.load(saved, weights_only=True)
+    fault("one of two processes is killed", 1, "the other stops with one line, exit code 3; the checkpoint is whole")
 
 
 @pytest.mark.parametrize(("which", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_both_processes_stop_when_told(arguments, tmp_path, which, expected):
+def test_both_processes_stop_when_told(arguments, tmp_path, which, expected, fault):
     runs = start_two(tmp_path, [*arguments, "--trainer.max_steps", "100000"])
     for run in runs:
         run.signal(which, lambda: any(tmp_path.glob("*/*/checkpoints/last.ckpt")))
     codes = [run.end(60)[0] for run in runs]
     assert codes[0] in (expected, 3)  # 3: the other was first
     assert expected in codes
+    fault(f"two processes stopped by {signal.Signals(which).name}", 1, "both stop")
 
 
 def test_a_device_map_is_for_one_process(arguments, tmp_path):

@@ -42,7 +42,7 @@ def assert_all_readable(folder):
         Intervention.load(path)
 
 
-def test_killed_twenty_times(tmp_path, arguments):
+def test_killed_twenty_times(tmp_path, arguments, fault):
     """SIGKILL at random moments, each time going on from the newest checkpoint: the uninterrupted run's bits."""
     began = time.monotonic()
     code, text = start(tmp_path / "whole", arguments).end()
@@ -64,10 +64,11 @@ def test_killed_twenty_times(tmp_path, arguments):
                 assert torch.equal(vector, whole[key])
             finished, folder = finished + 1, tmp_path / str(finished + 1)
     assert resumed >= 5
+    fault("killed (SIGKILL) at a random moment, then resumed", killed, "nothing lost: the bits of an uninterrupted run")
 
 
 @pytest.mark.parametrize(("which", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted(tmp_path, arguments, which, expected):
+def test_interrupted(tmp_path, arguments, which, expected, fault):
     arguments = [*arguments, "--trainer.max_steps", "100000"]
     run = start(tmp_path, arguments)
     run.signal(which, lambda: any(tmp_path.glob("*/*/checkpoints/last.ckpt")))
@@ -79,9 +80,10 @@ def test_interrupted(tmp_path, arguments, which, expected):
     assert "Traceback" not in text
     assert vectors(tmp_path).metadata["training"]["steps"] > 0
     assert_all_readable(tmp_path)
+    fault(f"stopped by {signal.Signals(which).name}", 1, f"vectors and checkpoint kept, exit code {expected}")
 
 
-def test_a_full_disk(tmp_path, arguments):
+def test_a_full_disk(tmp_path, arguments, fault):
     """No file may grow beyond a few kB: the first checkpoint does not fit, and none is left half-written."""
     code, text = start(tmp_path, arguments, largest_file=5000).end()
     assert code == 2, text
@@ -89,17 +91,19 @@ def test_a_full_disk(tmp_path, arguments):
     assert "Traceback" not in text
     assert not list(tmp_path.rglob("*.ckpt"))
     assert not list(tmp_path.rglob("*.tmp"))
+    fault("disk full while a checkpoint is written", 1, "no half-written file; one line, exit code 2")
 
 
-def test_no_place_for_logs_is_said_at_the_start(tmp_path, arguments):
+def test_no_place_for_logs_is_said_at_the_start(tmp_path, arguments, fault):
     (tmp_path / "lightning_logs").write_text("a file")
     code, text = start(tmp_path, [*arguments, "--model.base_model", "/nowhere/at/all"]).end()
     assert code == 2
     assert text.startswith("error: expected a folder for runs at lightning_logs"), text
     assert text.count("\n") == 1
+    fault("the log folder cannot be written", 1, "said before the model is loaded; one line, exit code 2")
 
 
-def test_two_runs_in_one_folder_do_not_mix(tmp_path, arguments):
+def test_two_runs_in_one_folder_do_not_mix(tmp_path, arguments, fault):
     runs = [start(tmp_path, [*arguments, "--data.seed", str(seed)]) for seed in (0, 1)]
     assert [run.end()[0] for run in runs] == [0, 0]
     folders = sorted(tmp_path.glob("lightning_logs/version_*"))
@@ -112,9 +116,10 @@ def test_two_runs_in_one_folder_do_not_mix(tmp_path, arguments):
         assert (folder / "metrics.csv").read_text().count("\n") > 50
         seeds.add(found["seed"])
     assert seeds == {0, 1}
+    fault("two runs started at once in one folder", 1, "a folder each, nothing mixed")
 
 
-def test_a_loss_that_is_not_finite(tmp_path, arguments):
+def test_a_loss_that_is_not_finite(tmp_path, arguments, fault):
     """Half precision overflows after one step that is far too long."""
     options = ["--model.dtype", "float16", "--model.optimizer.lr", "1e6"]
     code, text = start(tmp_path, arguments + options).end()
@@ -123,6 +128,7 @@ def test_a_loss_that_is_not_finite(tmp_path, arguments):
     assert re.match("error: expected a finite loss, found one that is not at step 2, on '[a-z]+': lower", line), line
     assert "Traceback" not in text
     assert all(bool(v.isfinite().all()) for _, v in vectors(tmp_path).items())
+    fault("a loss that is not finite", 1, "the last finite vectors are kept; step and example named, exit code 2")
 
 
 class Harmful:
@@ -163,7 +169,7 @@ def damage(kind, path, tmp_path):
         "missing",
     ],
 )
-def test_a_bad_checkpoint_gives_one_line(tmp_path, run_train, capsys, kind):
+def test_a_bad_checkpoint_gives_one_line(tmp_path, run_train, capsys, fault, kind):
     folder = run_train()
     path = folder / "checkpoints" / "last.ckpt"
     damage(kind, path, tmp_path)
@@ -175,6 +181,7 @@ def test_a_bad_checkpoint_gives_one_line(tmp_path, run_train, capsys, kind):
     assert error.startswith("error: expected a checkpoint"), error
     assert error.count("\n") == 1
     assert not (tmp_path / "harm").exists()
+    fault(f"a checkpoint file: {kind}")
 
 
 def test_last_needs_a_run(run_train, capsys):

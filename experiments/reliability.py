@@ -1,0 +1,72 @@
+"""Do to runs what the world does to them, and write down what was lost: experiments/results/reliability.md.
+
+    python experiments/reliability.py            about five minutes on two cores
+
+Runs the fault tests of this repository, which are real: processes are killed, signalled, starved of disk space and given
+damaged files. Each notes what it did and how often; this table is what they noted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from importlib.metadata import version
+from pathlib import Path
+
+from laai.files import write_atomically
+
+ROOT = Path(__file__).parents[1]
+TESTS = ("tests/test_faults.py", "tests/test_distributed.py", "tests/test_fuzz.py", "tests/laai/test_checkpoint.py")
+
+
+def main() -> None:
+    """Run the tests and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=ROOT / "experiments" / "results" / "reliability.md")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "found.xml"
+        command = [sys.executable, "-m", "pytest", *TESTS, f"--junitxml={found}"]
+        done = subprocess.run(command, cwd=ROOT)
+        cases = ElementTree.parse(found).getroot().iter("testcase")
+        rows = faults(cases)
+    text = table(rows)
+    write_atomically(options.output, lambda file: file.write_text(text))
+    sys.stdout.write(text)
+    sys.exit(done.returncode)
+
+
+def faults(cases: object) -> dict[tuple[str, str], int]:
+    """(fault, outcome) -> how often it was tried, of the tests that passed and noted one; failures as they are."""
+    rows: dict[tuple[str, str], int] = {}
+    for case in cases:  # type: ignore[attr-defined]
+        noted = {item.get("name"): item.get("value") for item in case.iter("property")}
+        failed = case.find("failure") is not None or case.find("error") is not None
+        if failed:
+            noted = {"fault": case.get("name"), "outcome": "**FAILED**"} | noted | {"outcome": "**FAILED**"}
+        if "fault" in noted:
+            key = (str(noted["fault"]), str(noted["outcome"]))
+            rows[key] = rows.get(key, 0) + int(noted.get("tried") or 1)
+    return rows
+
+
+def table(rows: dict[tuple[str, str], int]) -> str:
+    """The report."""
+    names = ("torch", "lightning", "transformers")
+    about = ", ".join(f"{name} {version(name)}" for name in names)
+    lines = [
+        "# What runs survive",
+        "",
+        f"Printed by `python experiments/reliability.py`: {about}, {platform.system()}.",
+    ]
+    lines += ["", "| fault | tried | what came of it |", "| --- | ---: | --- |"]
+    lines += [f"| {fault} | {tried} | {outcome} |" for (fault, outcome), tried in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
