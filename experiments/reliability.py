@@ -2,8 +2,8 @@
 
     python experiments/reliability.py            about five minutes on two cores
 
-Runs the fault tests of this repository, which are real: processes are killed, signalled, starved of disk space and given
-damaged files. Each notes what it did and how often; this table is what they noted.
+Runs the fault tests of this repository, which are real: processes are killed, signalled, starved of disk space and
+given damaged files. Each notes what it did and how often; this table is what they noted.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,39 +31,31 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "found.xml"
-        command = [sys.executable, "-m", "pytest", *TESTS, f"--junitxml={found}"]
-        done = subprocess.run(command, cwd=ROOT)
-        cases = ElementTree.parse(found).getroot().iter("testcase")
-        rows = faults(cases)
-    text = table(rows)
+        done = subprocess.run([sys.executable, "-m", "pytest", *TESTS, f"--junitxml={found}"], cwd=ROOT)
+        text = table(faults(ElementTree.parse(found).getroot().iter("testcase")))
     write_atomically(options.output, lambda file: file.write_text(text))
     sys.stdout.write(text)
     sys.exit(done.returncode)
 
 
-def faults(cases: object) -> dict[tuple[str, str], int]:
-    """(fault, outcome) -> how often it was tried, of the tests that passed and noted one; failures as they are."""
+def faults(cases: Iterable[ElementTree.Element]) -> dict[tuple[str, str], int]:
+    """(fault, outcome) -> how often it was tried: what tests that passed noted, and those that failed."""
     rows: dict[tuple[str, str], int] = {}
-    for case in cases:  # type: ignore[attr-defined]
-        noted = {item.get("name"): item.get("value") for item in case.iter("property")}
-        failed = case.find("failure") is not None or case.find("error") is not None
-        if failed:
-            noted = {"fault": case.get("name"), "outcome": "**FAILED**"} | noted | {"outcome": "**FAILED**"}
-        if "fault" in noted:
-            key = (str(noted["fault"]), str(noted["outcome"]))
-            rows[key] = rows.get(key, 0) + int(noted.get("tried") or 1)
+    for case in cases:
+        values = [str(item.get("value")) for item in case.iter("property")]
+        noted = list(zip(values[::3], map(int, values[1::3]), values[2::3], strict=True))
+        if case.find("failure") is not None or case.find("error") is not None:
+            noted = [(str(case.get("name")), 1, "**FAILED**")]
+        for fault, tried, outcome in noted:
+            rows[fault, outcome] = rows.get((fault, outcome), 0) + tried
     return rows
 
 
 def table(rows: dict[tuple[str, str], int]) -> str:
     """The report."""
-    names = ("torch", "lightning", "transformers")
-    about = ", ".join(f"{name} {version(name)}" for name in names)
-    lines = [
-        "# What runs survive",
-        "",
-        f"Printed by `python experiments/reliability.py`: {about}, {platform.system()}.",
-    ]
+    about = ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "transformers"))
+    lines = ["# What runs survive", ""]
+    lines += [f"Printed by `python experiments/reliability.py`: {about}, {platform.system()}, tiny random models."]
     lines += ["", "| fault | tried | what came of it |", "| --- | ---: | --- |"]
     lines += [f"| {fault} | {tried} | {outcome} |" for (fault, outcome), tried in rows.items()]
     return "\n".join(lines) + "\n"
