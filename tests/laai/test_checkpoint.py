@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cast import CastStart
-from laai.checkpoints import RunCheckpoint
+from laai.checkpoints import RunCheckpoint, check_belongs
 from laai.early_stopping import StopAtBest, StopAtLoss
 from laai.errors import UserError
 from laai.models import LanguageModel
@@ -137,3 +137,12 @@ def test_a_checkpoint_of_other_layers_is_refused(learn, checkpoint):
     _, path = checkpoint(1, site="residual", layers=[0])
     with pytest.raises(UserError, match="residual_"):
         learn(ckpt_path=path, site="residual", layers=[1])
+
+
+def test_another_revision_is_refused():
+    made = {"laai": {"base_model": "m", "revision": "a", "config_hash": "1"}, "state_dict": {"v": 0}}
+    here = {"base_model": "m", "revision": "a", "config_hash": "1"}
+    check_belongs(made, here, ["v"])
+    check_belongs(made, here | {"revision": None}, ["v"])  # a local copy knows none
+    with pytest.raises(UserError, match="made for revision a, not for b"):
+        check_belongs(made, here | {"revision": "b"}, ["v"])
