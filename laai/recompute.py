@@ -26,7 +26,10 @@ def recomputing(llm: nn.Module) -> Iterator[None]:
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise UserError(f"{type(model).__name__} has no activation checkpointing in transformers: leave it off")
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    hooked = bool(getattr(model, "_require_grads_hooks", []))
     model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    if not hooked:  # a frozen model's embeddings need no gradient, but transformers may hook them to have one
+        model.disable_input_require_grads()  # type: ignore[operator]
     for layer in layers:
         layer.training = True
     try:

@@ -91,7 +91,7 @@ def slurm_place(rank: int, nodes: int, port: str) -> dict[str, str]:
 def _train(
     folder: str, arguments: list[str], output: str, largest_file: int | None, environment: Mapping[str, str]
 ) -> None:
-    os.environ.update(environment)
+    os.environ.update({"OMP_NUM_THREADS": "1", **environment})  # else Lightning chooses by the processes on a node
     handle = os.open(output, os.O_WRONLY | os.O_CREAT)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
