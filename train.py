@@ -23,7 +23,6 @@ from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import nn
 
 from cast import CastStart, best_scale
 from laai.ablation import layer_effects
@@ -37,6 +36,7 @@ from laai.memory import peak_megabytes
 from laai.module import LAAIModule
 from laai.monitor import Monitor, log_effects, log_outcome, log_texts
 from laai.noise import ignore_noise
+from laai.placement import move
 from laai.progress import StepProgress
 from laai.report import answers_markdown, markdown_table, print_table, write_results
 from laai.run_folder import claim_version, with_csv
@@ -146,7 +146,7 @@ class TrainCLI(LightningCLI):
         if writes:
             learned.save(folder / "intervention.safetensors")  # kept even if testing is interrupted
         module.steered.detach()
-        nn.Module.to(model.llm, device)  # the trainer has put it on the CPU
+        move(model.llm, device)  # the trainer has put it on the CPU
         prompts = [prompt for _, prompt in encode_training(module.template, data.splits.train)]
         log_effects(trainer, layer_effects(model, learned.to(device), prompts))
         methods = [Method("zero-shot"), Method("few-shot", demonstrations=data.splits.train)]

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from cast.contrast import Contrast
 from laai.models import LanguageModel
+from laai.placement import hold, move
 
 SAVE_SECONDS = 15.0
 """How much work an interruption may cost."""
@@ -60,7 +61,7 @@ def run_all(
             work.save()
             raise
         finally:
-            nn.Module.to(model.llm, device)  # Lightning leaves it elsewhere
+            move(model.llm, device)  # Lightning leaves it elsewhere
     if partial is not None:
         for file in partial.parent.glob(f"{partial.name}.*"):
             file.unlink(missing_ok=True)
@@ -71,7 +72,8 @@ class _Work(pl.LightningModule):
 
     def __init__(self, llm: nn.Module, contrast: Contrast, partial: Path | None, bar: tqdm[Any]) -> None:
         super().__init__()
-        self.llm, self._contrast, self._bar, self._partial = llm, contrast, bar, partial
+        self._contrast, self._bar, self._partial = contrast, bar, partial
+        hold(self, llm)
         self._rank, self._devices = 0, 1
         self._saved = time.monotonic()
 

@@ -16,6 +16,7 @@ from laai.evaluate import Measured, answer_limit, measure
 from laai.hooks import Attachment
 from laai.intervention import Intervention
 from laai.models import LanguageModel
+from laai.placement import hold
 from laai.prompts import Shown
 from laai.scores import Scores, TaskMetrics
 from laai.tasks import Example
@@ -51,7 +52,8 @@ class Evaluation(pl.LightningModule):
         super().__init__()
         vector = method.intervention
         self._reuse = reuse if vector is None or vector.positions != "all" else None
-        self.llm: nn.Module = language_model.llm
+        self.llm: nn.Module
+        hold(self, language_model.llm)
         self.method, self._data, self._language_model = method, data, language_model
         self.template = replace(data.template(language_model.tokenizer), before=method.before)
         self.metrics = TaskMetrics()

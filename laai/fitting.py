@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 
 from laai.data import FewShotDataModule
 from laai.early_stopping import StopAtBest, StopAtLoss
@@ -16,6 +15,7 @@ from laai.intervention import Intervention
 from laai.models import LanguageModel
 from laai.module import LAAIModule
 from laai.noise import ignore_noise
+from laai.placement import move
 from laai.progress import StepProgress
 from laai.tasks import Task
 
@@ -71,7 +71,7 @@ def fit(
     finally:
         if hasattr(module, "steered"):
             module.steered.detach()
-        torch.nn.Module.to(model.llm, device)  # Lightning leaves the model where it trained it, or moves it to the CPU
+        move(model.llm, device)  # Lightning leaves the model where it trained it, or moves it to the CPU
     return module.learned().to(device)
 
 

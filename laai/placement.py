@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from laai.errors import UserError
@@ -39,9 +40,22 @@ def place(module: LAAIModule) -> nn.Module:
     if not hasattr(module, "language_model"):
         module.language_model = load_model(module.base_model, dtype=module.dtype_name, device_map=module.device_map)
     llm: nn.Module = module.language_model.llm
-    if not is_spread(llm):
-        llm.to(trainer.strategy.root_device)
+    move(llm, trainer.strategy.root_device)
     return llm
+
+
+def move(llm: nn.Module, device: torch.device) -> None:
+    """Move a model, unless its parts have to stay where they are."""
+    if not is_spread(llm):
+        nn.Module.to(llm, device)
+
+
+def hold(owner: nn.Module, llm: nn.Module) -> None:
+    """Make a model the attribute `llm` of a module; one that is spread is no submodule, so that nothing moves it."""
+    if is_spread(llm):
+        owner.__dict__["llm"] = llm
+    else:
+        owner.llm = llm
 
 
 def is_spread(llm: nn.Module) -> bool:

@@ -13,7 +13,7 @@ from laai.engine import PrefixEngine
 from laai.forward import answer_logits, token_divergence, token_nll
 from laai.hooks import Attachment
 from laai.intervention import Intervention
-from laai.placement import is_spread
+from laai.placement import hold
 from laai.prompts import IGNORE, Batch
 from laai.recompute import recomputing
 from laai.words import PrefixBudget
@@ -55,10 +55,8 @@ class SteeredLM(nn.Module):
     ) -> None:
         super().__init__()
         llm.requires_grad_(False).eval()
-        if is_spread(llm):
-            self.__dict__["llm"] = llm  # no submodule: it stays where it is when this module is moved
-        else:
-            self.llm = llm
+        self.llm: nn.Module
+        hold(self, llm)
         self.intervention = intervention
         self._attachment: Attachment | None = intervention.attach(llm)
         self.engine = PrefixEngine(llm, intervention, "off" if recompute else prefix_cache, alone)

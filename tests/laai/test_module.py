@@ -8,12 +8,14 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LambdaCallback
 
 from cast import CastStart, extract, extract_own
+from laai.compare import Evaluation, Method
 from laai.data import encode_training
 from laai.errors import UserError
 from laai.forward import mean_nll
 from laai.intervention import Intervention
 from laai.models import load_model
 from laai.module import LAAIModule
+from laai.placement import move
 from laai.prompts import IGNORE, Template, collate, pad_token
 from laai.steered import SteeredLM
 from laai.teacher import few_shot_teacher
@@ -222,15 +224,19 @@ def test_activation_checkpointing_changes_nothing_but_memory(learn, tiny, site):
     assert not any(m.training or m._forward_hooks or m._forward_pre_hooks for m in tiny.llm.modules())
 
 
-def test_one_process_may_spread_the_model(learn, tiny_folder):
+def test_one_process_may_spread_the_model(learn, tiny_folder, words_data):
     """A map of one device here; what is spread over several stays where it is."""
     module = learn(steps=2, model=load_model(str(tiny_folder), device_map="cpu"), layers=[1])
     assert module.trainer.global_step == 2
     spread = load_model(str(tiny_folder))
     spread.llm.hf_device_map = {"model.embed_tokens": 0, "model.layers": 1}
     steered = SteeredLM(spread.llm, Intervention.zeros(spread, "heads", [1]))
-    steered.to(torch.float64)
-    assert spread.llm.dtype == torch.float32
+    evaluation = Evaluation(spread, words_data(), Method("zero-shot"))
+    move(spread.llm, torch.device("meta"))
+    for module in (steered, evaluation):
+        module.to(torch.float64)
+        assert module.llm.dtype == torch.float32
+        assert module.llm.device.type == "cpu"
     assert steered.intervention["heads", 1].dtype == torch.float64
     steered.detach()
 
