@@ -79,7 +79,8 @@ def main() -> None:
     model: LanguageModel | None = None
     others: dict[tuple[str, int], Intervention] = {}
     for number, (seed, task) in enumerate(cells, 1):
-        wanted = [(n, s) for n in options.sizes for s in options.starts if (task, seed, n, s) not in done]
+        wanted = [(n, s) for n in options.sizes for s in options.starts if n > 1 or not needs_two(s)]
+        wanted = [(n, s) for n, s in wanted if (task, seed, n, s) not in done]
         if not wanted:
             continue
         model, began = model or laai.load_model(options.base_model), time.perf_counter()
@@ -107,12 +108,10 @@ class Cell:
     reuse: Reuse = field(default_factory=Reuse)
 
     def run(self, size: int, start: str) -> list[Row]:
-        """Learn from a start; one row, and one for each step that is asked for. None where there is no such start."""
+        """Learn from a start; one row, and one for each step that is asked for."""
         name, _, scale = start.partition(":")
         data = self.examples(size)
         vector = self.start(name, float(scale or 0.5), size)
-        if vector is None:
-            return []
         options: dict[str, Any] = {"prior": "start", "group_l2": PRIOR} if name == "prior" else {}
         module = LAAIModule(self.model.name, site=self.options.site, init="zero", **options)
         module.language_model, module.given_start = self.model, vector
@@ -141,8 +140,8 @@ class Cell:
         )
         return {"exact": [int(m.exact) for m in found], "nll": sum(m.nll for m in found) / len(found)}
 
-    def start(self, name: str, scale: float, size: int) -> Intervention | None:
-        """The vectors before the first step; None where this many examples cannot give them."""
+    def start(self, name: str, scale: float, size: int) -> Intervention:
+        """The vectors before the first step."""
         if name == "zero":
             return 0.0 * self.mean()
         if name == "one":
@@ -151,8 +150,6 @@ class Cell:
             return scale * self.mean()
         if name == "random":
             return of_equal_norm(self.model, scale * (self.own(size) if size > 1 else self.mean()), self.seed)
-        if size < 2:
-            return None
         own = self.own(size)
         if name in ("own", "prior"):
             return scale * own
@@ -204,6 +201,11 @@ class Curve(pl.Callback):
         """After a step."""
         if trainer.global_step in self._steps and isinstance(pl_module, LAAIModule):
             self.found[trainer.global_step] = self._cell.measured(pl_module, self._data)
+
+
+def needs_two(start: str) -> bool:
+    """Whether a start comes from the training examples, each behind the others."""
+    return start.partition(":")[0] in ("own", "prior", "similar")
 
 
 def mixed(vectors: list[Intervention], weights: list[float]) -> Intervention:
