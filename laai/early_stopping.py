@@ -67,7 +67,7 @@ class StopAtBest(EarlyStopping):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stay stopped, where a checkpoint was made at the end."""
-        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
+        trainer.should_stop = trainer.should_stop or 0 < self.wait_count >= self.patience
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the vectors if they are the best so far; stop if there has been no progress for long."""

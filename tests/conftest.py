@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import warnings
 
@@ -21,6 +22,8 @@ from laai.models import LanguageModel
 from laai.module import LAAIModule
 from laai.tasks import Example, Task
 from tests.tiny_models import shared
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start: threads that wait would spin
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT = (
