@@ -31,6 +31,7 @@ from laai.compare import Method, compare
 from laai.data import FewShotDataModule, encode_training
 from laai.early_stopping import StopAtBest, StopAtLoss
 from laai.errors import UserError
+from laai.files import check_name
 from laai.interruption import Interruption
 from laai.memory import peak_megabytes
 from laai.module import LAAIModule
@@ -95,8 +96,8 @@ class TrainCLI(LightningCLI):
             sys.argv[1:] = [path if argument == "last" else argument for argument in sys.argv[1:]]  # for DDP's others
             options["ckpt_path"] = path
             sys.stderr.write(f"going on from {path}\n")
-        elif (path := options.get("ckpt_path")) and path.endswith(".ckpt"):
-            CheckpointFiles().load_checkpoint(path)  # in one line, before anything is loaded
+        elif (path := options.get("ckpt_path")) is not None:
+            CheckpointFiles().load_checkpoint(check_name(path))  # in one line, before anything is loaded
         super()._parse_ckpt_path()
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:

@@ -20,19 +20,22 @@ def gradient_norm(intervention: Intervention, rms: Mapping[int, float]) -> Tenso
     return norm
 
 
-def check_finite(norm: Tensor, step: int, unsound: Sequence[str]) -> None:
+def check_finite(norm: Tensor, step: int, inputs: Sequence[str], nll: Tensor) -> None:
     """Refuse a step whose gradient is infinite or no number, before it reaches the vectors.
 
     Args:
         norm: of the gradient; the same on all devices, so that all of them stop.
         step: number of the step.
-        unsound: inputs of examples whose loss was not finite, on this device.
+        inputs: of the examples of the last batch on this device.
+        nll: (examples, tokens), their losses; looked at only then.
 
     Raises:
         UserError: names step and example.
     """
     if not bool(norm.isfinite()):
-        where = f"on {unsound[0][:80]!r}" if unsound else "in its gradient"
+        sound = nll.sum(dim=-1).isfinite().tolist()
+        found = [text for text, good in zip(inputs, sound, strict=True) if not good]
+        where = f"on {found[0][:80]!r}" if found else "in its gradient"
         raise UserError(
             f"expected a finite loss, found one that is not at step {step}, {where}: {CURE}; the vectors stay as they "
             "were before that step"
@@ -46,7 +49,7 @@ def restore_if_unsound(vectors: Sequence[Tensor], before: Sequence[Tensor], step
     Raises:
         UserError: then, too.
     """
-    if not all(bool(vector.isfinite().all()) for vector in vectors):
+    if not bool(torch.stack([vector.isfinite().all() for vector in vectors]).all()):  # the device is asked once
         for vector, old in zip(vectors, before, strict=True):
             vector.copy_(old)
         raise UserError(f"expected finite vectors, found some that are not after step {step}: {CURE}; it is undone")

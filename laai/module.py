@@ -196,9 +196,7 @@ class LAAIModule(LightningModule):
         rows = batch.rows.tolist()
         teacher = torch.cat([self.teacher[row] for row in rows]).to(self.device) if self.teacher else None
         losses = self.steered(batch, teacher)
-        self._unsound = [
-            row for row, loss in zip(rows, losses.nll.detach().sum(-1).isfinite(), strict=True) if not loss
-        ]
+        self._last = rows, losses.nll.detach()
         nll, divergence = (loss.sum() / tokens for loss in losses)
         self.log("train/loss", nll, prog_bar=True, batch_size=len(rows), sync_dist=True)
         self.step_tokens = float(tokens)
@@ -218,8 +216,9 @@ class LAAIModule(LightningModule):
         norm = gradient_norm(self.intervention, self.rms)
         self.log("train/gradient norm", norm)
         if not self.trainer.precision.startswith("16"):  # whose scaler skips such steps
-            unsound = [self.data.splits.train[row].input for row in self._unsound]
-            check_finite(norm, self.trainer.global_step + 1, unsound)
+            rows, nll = self._last
+            inputs = [self.data.splits.train[row].input for row in rows]
+            check_finite(norm, self.trainer.global_step + 1, inputs, nll)
 
     def optimizer_step(
         self,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
 import sys
 import warnings
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -206,6 +208,13 @@ def letter_task():
         for i, word in enumerate(words)
     )
     return Task("letters", examples, input_prefix="", answer_prefix=">")
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """A function that imports scripts of `experiments/` by their names."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "experiments"))
+    return lambda *names: tuple(map(importlib.import_module, names))
 
 
 @pytest.fixture

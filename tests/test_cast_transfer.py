@@ -5,21 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-
 
 @pytest.fixture
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    import cast_report
-    import cast_transfer
-
-    return cast_transfer, cast_report
+def matrix(scripts):
+    return scripts("cast_transfer", "cast_report")
 
 
 @pytest.fixture
@@ -33,18 +26,18 @@ def folder(tmp_path):
     return tmp_path
 
 
-def run(scripts, monkeypatch, tiny_folder, folder, *more):
+def run(matrix, monkeypatch, tiny_folder, folder, *more):
     arguments = ["--sources", "one", "two", "--targets", "two", "three", "--data", str(folder), "--samples", "4"]
     arguments += ["--shots", "2", "--queries", "5", "--development", "4", "--select", "k_center", "--longest", "300"]
     arguments += ["--base_model", str(tiny_folder), "--json", str(folder / "out.json"), *more]
     monkeypatch.setattr(sys, "argv", ["cast_transfer.py", *arguments])
-    scripts[0].main()
+    matrix[0].main()
     return json.loads((folder / "out.json").read_text())
 
 
-def test_the_matrix(scripts, monkeypatch, tiny_folder, folder, capsys):
-    cast_transfer, cast_report = scripts
-    found = run(scripts, monkeypatch, tiny_folder, folder)
+def test_the_matrix(matrix, monkeypatch, tiny_folder, folder, capsys):
+    cast_transfer, cast_report = matrix
+    found = run(matrix, monkeypatch, tiny_folder, folder)
     cells = cast_report.completed(found["rows"])
     assert [(c["cast"]["source"], c["cast"]["target"]) for c in cells] == [
         ("one", "two"),
@@ -66,14 +59,14 @@ def test_the_matrix(scripts, monkeypatch, tiny_folder, folder, capsys):
         raise AssertionError("measured again")
 
     monkeypatch.setattr(cast_transfer.Matrix, "cell", fail)
-    assert run(scripts, monkeypatch, tiny_folder, folder) == found
+    assert run(matrix, monkeypatch, tiny_folder, folder) == found
     with pytest.raises(SystemExit):
-        run(scripts, monkeypatch, tiny_folder, folder, "--samples", "3")
+        run(matrix, monkeypatch, tiny_folder, folder, "--samples", "3")
     assert "other settings" in capsys.readouterr().err
 
 
-def test_the_refusal_rule_and_paired_intervals(scripts):
-    _, cast_report = scripts
+def test_the_refusal_rule_and_paired_intervals(matrix):
+    _, cast_report = matrix
 
     def row(source, method, exact, helps=None):
         place = {"helps": helps, "layers": [0], "scale": 1.0}

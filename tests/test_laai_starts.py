@@ -4,41 +4,34 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-SCRIPTS = Path(__file__).parents[1] / "experiments"
+
+@pytest.fixture
+def study(scripts):
+    return scripts("laai_starts", "starts_report")
 
 
 @pytest.fixture
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    import laai_starts
-    import starts_report
-
-    return laai_starts, starts_report
-
-
-@pytest.fixture
-def run(scripts, tiny_folder, tmp_path, monkeypatch):
+def run(study, tiny_folder, tmp_path, monkeypatch):
     """A function that runs the study and returns its rows."""
 
-    def study(*arguments):
+    def rows(*arguments):
         path = tmp_path / "starts.json"
         named = ["--tasks", "antonym", "--seeds", "0", "--queries", "3", "--base_model", str(tiny_folder)]
         monkeypatch.setattr(sys, "argv", ["laai_starts.py", *named, "--json", str(path), *arguments])
-        scripts[0].main()
+        study[0].main()
         return json.loads(path.read_text())["rows"]
 
-    return study
+    return rows
 
 
-def test_every_start(run, scripts, tmp_path, monkeypatch, capsys):
+def test_every_start(run, study, tmp_path, monkeypatch, capsys):
     starts = ["zero", "random", "own", "own:1", "one", "mean", "similar", "prior"]
     options = ["--sizes", "1", "2", "--at_steps", "2", "--starts", *starts]
-    monkeypatch.setattr(scripts[0], "STEPS", 3)
+    monkeypatch.setattr(study[0], "STEPS", 3)
     rows = run(*options)
     found = {(row["size"], row["start"]) for row in rows if row["at_step"] is None}
     alone = {"zero", "random", "one", "mean"}
@@ -49,14 +42,14 @@ def test_every_start(run, scripts, tmp_path, monkeypatch, capsys):
     assert len(set(ends)) == len(ends), "each start leads elsewhere"
     assert "| own:1 |" in capsys.readouterr().out
     assert (tmp_path / "starts.png").read_bytes().startswith(b"\x89PNG")
-    monkeypatch.setattr(scripts[0].laai, "load_model", lambda *_: pytest.fail("all of this is done"))
+    monkeypatch.setattr(study[0].laai, "load_model", lambda *_: pytest.fail("all of this is done"))
     assert run(*options) == rows
     with pytest.raises(SystemExit):
         run(*options, "--queries", "4")
 
 
-def test_differences_are_paired_by_task(scripts):
-    _, report = scripts
+def test_differences_are_paired_by_task(study):
+    _, report = study
     a = {("x", 0): 0.6, ("x", 1): 0.8, ("y", 0): 0.5}
     b = {("x", 0): 0.5, ("x", 1): 0.5, ("y", 0): 0.6, ("z", 0): 0.9}
     mean, low, high, n = report.difference(a, b)
