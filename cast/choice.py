@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from laai.batches import Reuse
+from laai.evaluate import choose_options
 from laai.intervention import Intervention
 from laai.layers import find_decoder
-from laai.metrics import bootstrap_interval, forced_choice
+from laai.metrics import bootstrap_interval
 from laai.models import LanguageModel
 from laai.prompts import Template
 from laai.sweep import sweep
@@ -115,13 +117,12 @@ def forced_choices(
 ) -> Right:
     """Measures forced choice of the examples that have choices, with `vector` on some layers at some scale."""
     having = [e for e in examples if e.choices]
-    options = [template.encode(e.input, answer=o, terminate=False) for e in having for o in e.choices or ()]
-    tokens = torch.tensor([len(prompt.answer) for prompt in options])
+    reuse = Reuse() if vector.positions != "all" else None  # prefixes, which the options of all tries share
 
     def right(layers: Sequence[int], scale: float) -> Tensor:
-        nlls = sweep(model, [vector.select(layers=layers)], [scale], options).nll[0, 0] * tokens
-        parts = torch.split(nlls, [len(e.choices or ()) for e in having])
-        return torch.tensor([forced_choice(part.tolist()) == e.label for part, e in zip(parts, having, strict=True)])
+        with (scale * vector.select(layers=layers)).on(model):
+            found = choose_options(model.llm, template, having, reuse=reuse)
+        return torch.tensor([one.by_sum == e.label for one, e in zip(found, having, strict=True)])
 
     return right
 

@@ -21,11 +21,13 @@ import logging
 import random
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from cast_report import write_report
 
 import cast
@@ -35,11 +37,13 @@ from cast.cross_task import demonstrations_of, of_equal_norm, without
 from cast.words import STRATEGIES
 from laai.compare import Method, compare
 from laai.data import FewShotDataModule
+from laai.evaluate import Measured
 from laai.files import write_json
 from laai.intervention import Intervention
+from laai.metrics import calibrated_choices
 from laai.models import LanguageModel
 from laai.prompts import Template
-from laai.tasks import Task, load_task
+from laai.tasks import Example, Task, load_task
 
 RESULTS = Path(__file__).parent / "results"
 PAPER_SOURCES = ("ag_news", "arc_easy", "boolq", "commonsense_qa", "mnli", "qqp", "race", "sst2")
@@ -195,6 +199,7 @@ class Matrix:
             own = evaluation.method.name in ("zero-shot", "few-shot")
             row = {"source": None if own else source, "target": target, "seed": seed} | evaluation.scores.as_json()
             row |= {"exact": [int(m.exact) for m in measured], "choice": [_int(m.choice_sum) for m in measured]}
+            row["calibrated"] = calibrated(measured, data.splits.test)
             made.append(row | {"choice_of_place": choices.get(evaluation.method.name)})
         return made
 
@@ -214,6 +219,14 @@ def thinned(task: Task, most: int, seed: int) -> Task:
     if len(task.examples) <= most:
         return task
     return replace(task, examples=tuple(random.Random(seed).sample(task.examples, most)))
+
+
+def calibrated(measured: Sequence[Measured], examples: Sequence[Example]) -> list[int | None]:
+    """Whether forced choice is right once the leaning to some labels is off; None unless all have the same options."""
+    if not measured or len({examples[m.row].choices for m in measured}) > 1 or not measured[0].options:
+        return [None] * len(measured)
+    found = calibrated_choices(torch.tensor([m.options for m in measured])).tolist()
+    return [int(one == examples[m.row].label) for one, m in zip(found, measured, strict=True)]
 
 
 def _int(value: bool | None) -> int | None:

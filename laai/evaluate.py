@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ class Measured:
         nll: mean negative log-likelihood per token of the expected answer and its terminator, nats.
         choice_sum, choice_mean: forced choice is right, by option likelihood summed or averaged over tokens; None
             without choices.
+        options: summed negative log-likelihood of each option, nats; empty without choices.
         prompt_tokens: tokens in the prompt.
         seconds: generation time of its batch, divided by the batch's size.
     """
@@ -45,8 +46,17 @@ class Measured:
     nll: float
     choice_sum: bool | None
     choice_mean: bool | None
+    options: tuple[float, ...]
     prompt_tokens: int
     seconds: float
+
+
+class Chosen(NamedTuple):
+    """The likeliest option by sum and by mean per token, and each option's summed NLL."""
+
+    by_sum: int
+    by_mean: int
+    nlls: tuple[float, ...]
 
 
 @torch.no_grad()
@@ -76,23 +86,28 @@ def measure(
         return []
     prompts = [template.encode(e.input, demonstrations, e.output) for _, e in examples]
     limit = max_new_tokens or answer_limit(template, [e for _, e in examples])
-    sharing = (reuse, reuse is not None and not demonstrations and template.before is None)
+    sharing = _sharing(template, demonstrations, reuse)
     answers, seconds, sums = _answer(llm, template, prompts, limit, batch_size, sharing)
     nlls = [total / len(prompt.answer) for total, prompt in zip(sums, prompts, strict=True)]
-    chosen = _choose(llm, template, [e for _, e in examples], demonstrations, batch_size, sharing)
+    chosen = choose_options(llm, template, [e for _, e in examples], demonstrations, batch_size=batch_size, reuse=reuse)
     return [
         Measured(
             row=row,
             answer=answers[i],
             exact=exact_match(answers[i], example.output),
             nll=nlls[i],
-            choice_sum=chosen[i][0] == example.label if example.choices else None,
-            choice_mean=chosen[i][1] == example.label if example.choices else None,
+            choice_sum=chosen[i].by_sum == example.label if example.choices else None,
+            choice_mean=chosen[i].by_mean == example.label if example.choices else None,
+            options=chosen[i].nlls,
             prompt_tokens=len(prompts[i].prompt),
             seconds=seconds[i],
         )
         for i, (row, example) in enumerate(examples)
     ]
+
+
+def _sharing(template: Template, demonstrations: Sequence[Example], reuse: Reuse | None) -> Sharing:
+    return reuse, reuse is not None and not demonstrations and template.before is None
 
 
 def answer_limit(template: Template, examples: Sequence[Example]) -> int:
@@ -174,26 +189,29 @@ def _nll_sums(
     return sums
 
 
-def _choose(
+@torch.no_grad()
+def choose_options(
     llm: nn.Module,
     template: Template,
     examples: Sequence[Example],
-    demonstrations: Sequence[Example],
-    batch_size: int,
-    sharing: Sharing,
-) -> list[tuple[int, int]]:
-    """The likeliest option of each example by sum and by mean per token; (-1, -1) where it has no choices."""
+    demonstrations: Sequence[Example] = (),
+    *,
+    batch_size: int = 32,
+    reuse: Reuse | None = None,
+) -> list[Chosen]:
+    """The likeliest option of each example; -1 where it has no choices. Arguments as of `measure`."""
+    sharing = _sharing(template, demonstrations, reuse)
     options = [
         template.encode(e.input, demonstrations, option, terminate=False)
         for e in examples
         for option in e.choices or ()
     ]
     sums = iter(zip(_nll_sums(llm, template, options, batch_size, sharing), options, strict=True))
-    chosen: list[tuple[int, int]] = []
+    chosen: list[Chosen] = []
     for example in examples:
         if not example.choices:
-            chosen.append((-1, -1))
+            chosen.append(Chosen(-1, -1, ()))
             continue
         nlls, lengths = zip(*((s, len(p.answer)) for s, p in (next(sums) for _ in example.choices)), strict=True)
-        chosen.append((forced_choice(nlls), forced_choice(nlls, lengths)))
+        chosen.append(Chosen(forced_choice(nlls), forced_choice(nlls, lengths), nlls))
     return chosen

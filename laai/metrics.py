@@ -38,6 +38,21 @@ def forced_choice(option_nlls: Sequence[float], option_lengths: Sequence[int] | 
     return scores.index(min(scores))
 
 
+def calibrated_choices(option_nlls: Tensor) -> Tensor:
+    """Forced choice without the model's leaning to some labels (batch calibration, 2309.17249): no label is needed.
+
+    From each option's log-probability among the options that of the average query is taken off.
+
+    Args:
+        option_nlls: (queries, options) summed negative log-likelihoods; the same options for all queries.
+
+    Returns:
+        (queries,) indices of the likeliest options.
+    """
+    likely = (-option_nlls.double()).softmax(dim=-1)
+    return (likely / likely.mean(dim=0).clamp_min(1e-30)).argmax(dim=-1)
+
+
 def bootstrap_interval(values: Tensor, resamples: int = 2000, seed: int = 0) -> Interval:
     """Mean of `values` (n,) with the percentile bootstrap's 95% interval over examples; NaN for n = 0.
 

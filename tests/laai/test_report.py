@@ -17,7 +17,7 @@ def row(method, choice=0.5, nll=1.234):
 
 
 def answer(number, text, exact=False):
-    return Measured(number, text, exact, 1.0, None, None, 5, 0.1)
+    return Measured(number, text, exact, 1.0, None, None, (), 5, 0.1)
 
 
 def test_the_table_keeps_its_cells_without_a_terminal():

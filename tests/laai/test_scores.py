@@ -13,7 +13,7 @@ from laai.scores import TaskMetrics
 
 
 def example(row, exact=False, nll=1.0, choice=None, mean=None, tokens=10, seconds=0.5):
-    return Measured(row, "x", exact, nll, choice, mean, tokens, seconds)
+    return Measured(row, "x", exact, nll, choice, mean, (), tokens, seconds)
 
 
 def test_means_over_examples():
