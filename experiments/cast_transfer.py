@@ -35,6 +35,7 @@ import laai
 from cast.choice import choose_place
 from cast.cross_task import demonstrations_of, of_equal_norm, without
 from cast.words import STRATEGIES
+from laai.batches import Reuse
 from laai.compare import Method, compare
 from laai.data import FewShotDataModule
 from laai.evaluate import Measured
@@ -135,12 +136,13 @@ def main() -> None:
 
 
 class Matrix:
-    """Cells of the matrix; vectors of a source and prompts of a target are made once."""
+    """Cells of the matrix; vectors of a source and prefixes of a target's queries are made once."""
 
     def __init__(self, model: LanguageModel, options: argparse.Namespace) -> None:
         self._model, self._options = model, options
         self._hub = json.loads(options.hub.read_text()) if options.hub else {}
         self._tasks: dict[str, Task] = {}
+        self._reuse: dict[tuple[str, int], Reuse] = {}
         self._vectors: dict[tuple[Task, int, str], Intervention] = {}
 
     def task(self, name: str) -> Task:
@@ -193,7 +195,8 @@ class Matrix:
                 methods.append(Method("random direction", of_equal_norm(model, choice.of(vector), seed)))
         trainer = pl.Trainer(devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
         made: list[Row] = []
-        for evaluation in compare(trainer, model, data, methods):
+        reuse = self._reuse.setdefault((target, seed), Reuse())
+        for evaluation in compare(trainer, model, data, methods, reuse=reuse):
             assert evaluation.scores is not None
             measured = sorted(evaluation.measured, key=lambda m: m.row)
             own = evaluation.method.name in ("zero-shot", "few-shot")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from laai.agreement import find_way
-from laai.prefix import NoPrefixError, Prefix, prefix_of
+from laai.prefix import NoPrefixError, Prefix, PrefixRow, prefix_of, rows_of, stack_rows
 from laai.prefix_store import PrefixStore, prefix_keys
 from laai.prompts import Batch, Prompt, collate
 from laai.shared_prefix import SharedPrefix, common_length, share_prefix
@@ -47,7 +47,7 @@ class Reuse:
     """
 
     def __init__(self, budget: PrefixBudget = "auto") -> None:
-        self.store = PrefixStore(budget)
+        self.budget, self.store = budget, PrefixStore(budget)
         self._beginnings: dict[tuple[int, ...], tuple[SharedPrefix, float]] = {}
         self._seconds: dict[bytes, float] = {}
         self._continues: bool | None = None if budget != "off" else False
@@ -70,6 +70,13 @@ class Reuse:
         found = self._beginnings[tuple(shared.ids.tolist())] = (shared, time.perf_counter() - began)
         return found
 
+    def behind(self) -> Reuse:
+        """The same beginnings, with an empty store for prompts that begin so: too long to be kept for good."""
+        other = Reuse(self.budget)
+        other.store.quiet, other._beginnings = True, self._beginnings
+        other._continues = self._continues is not False
+        return other
+
     def own(self, llm: nn.Module, batch: Batch) -> tuple[Prefix, list[float]] | None:
         """Each row's own prefix and the seconds it took; None where the model keeps nothing that can be continued."""
         if self._continues is False or not batch.prefix_ids.shape[1]:
@@ -81,12 +88,28 @@ class Reuse:
         keys = prefix_keys(batch)
         missing = [key for key in keys if key not in self._seconds]
         try:
-            prefix = self.store.fetch(batch, lambda ids, mask: prefix_of(llm, ids, mask))
+            prefix = self.store.fetch(batch, lambda ids, mask: self._run(llm, ids, mask))
         except NoPrefixError:
             return None
         if missing:
             self._seconds |= dict.fromkeys(missing, (time.perf_counter() - began) / len(missing))
         return prefix, [self._seconds[key] for key in keys]
+
+    def _run(self, llm: nn.Module, ids: Tensor, mask: Tensor) -> Prefix:
+        """The prefixes of rows, padded on the left: behind the beginning that they have in common, if it is known."""
+        lengths = mask.sum(-1).tolist()
+        rows = [tuple(row[len(row) - length :]) for row, length in zip(ids.tolist(), lengths, strict=True)]
+        for begun, (shared, _) in self._beginnings.items():
+            if len(begun) < min(lengths) and all(row[: len(begun)] == begun for row in rows):
+                found: dict[int, PrefixRow] = {}
+                # Of one length each: padding would stand between the beginning and the rest.
+                for length in sorted(set(lengths)):
+                    chosen = [i for i, own in enumerate(lengths) if own == length]
+                    rest = ids[chosen, ids.shape[1] - length + len(begun) :]
+                    prefix = prefix_of(llm, rest, torch.ones_like(rest), shared.prefix.repeated(len(chosen)))
+                    found |= dict(zip(chosen, rows_of(prefix), strict=True))
+                return stack_rows([found[i] for i in range(len(rows))], ids.device)
+        return prefix_of(llm, ids, mask)
 
 
 def started_batches(

@@ -103,19 +103,21 @@ def compare(
     data: FewShotDataModule,
     methods: Sequence[Method],
     prefix_cache: PrefixBudget = "auto",
+    reuse: Reuse | None = None,
 ) -> list[Evaluation]:
     """Measure each method on the test examples of `data`; returns the evaluations in order.
 
     Whatever vectors are attached to the model stay attached: detach them first for a clean comparison.
 
-    Prompts that methods have in common are run once, and kept within `prefix_cache` (as in `PrefixStore`; or `off`).
+    Prompts that methods have in common are run once, and kept within `prefix_cache` (as in `PrefixStore`; or `off`);
+    `reuse` holds some of earlier comparisons already, and takes those of this one.
 
     Raises:
         UserError: no test examples.
     """
     if not data.splits.test:
         raise UserError("there are no test examples to compare on; ask for some by test")
-    done, reuse = [], Reuse(prefix_cache)
+    done, reuse = [], reuse or Reuse(prefix_cache)
     for method in methods:
         evaluation = Evaluation(language_model, data, method, reuse)
         logging.getLogger("laai").info("testing %s", method.name)

@@ -86,10 +86,10 @@ def measure(
         return []
     prompts = [template.encode(e.input, demonstrations, e.output) for _, e in examples]
     limit = max_new_tokens or answer_limit(template, [e for _, e in examples])
-    sharing = _sharing(template, demonstrations, reuse)
+    sharing = _sharing(llm, prompts, bool(demonstrations or template.before), reuse)
     answers, seconds, sums = _answer(llm, template, prompts, limit, batch_size, sharing)
     nlls = [total / len(prompt.answer) for total, prompt in zip(sums, prompts, strict=True)]
-    chosen = choose_options(llm, template, [e for _, e in examples], demonstrations, batch_size=batch_size, reuse=reuse)
+    chosen = _choose(llm, template, [e for _, e in examples], demonstrations, batch_size, sharing)
     return [
         Measured(
             row=row,
@@ -106,8 +106,12 @@ def measure(
     ]
 
 
-def _sharing(template: Template, demonstrations: Sequence[Example], reuse: Reuse | None) -> Sharing:
-    return reuse, reuse is not None and not demonstrations and template.before is None
+def _sharing(llm: nn.Module, prompts: Sequence[Prompt], shown: bool, reuse: Reuse | None) -> Sharing:
+    """What is run before prompts with or without demonstrations that are `shown` first."""
+    if reuse is None or not shown:
+        return reuse, reuse is not None
+    begun = reuse.budget != "off" and reuse.beginning(llm, prompts) is not None
+    return (reuse.behind(), True) if begun else (reuse, False)
 
 
 def answer_limit(template: Template, examples: Sequence[Example]) -> int:
@@ -200,7 +204,19 @@ def choose_options(
     reuse: Reuse | None = None,
 ) -> list[Chosen]:
     """The likeliest option of each example; -1 where it has no choices. Arguments as of `measure`."""
-    sharing = _sharing(template, demonstrations, reuse)
+    prompts = [template.encode(e.input, demonstrations) for e in examples]
+    sharing = _sharing(llm, prompts, bool(demonstrations or template.before), reuse)
+    return _choose(llm, template, examples, demonstrations, batch_size, sharing)
+
+
+def _choose(
+    llm: nn.Module,
+    template: Template,
+    examples: Sequence[Example],
+    demonstrations: Sequence[Example],
+    batch_size: int,
+    sharing: Sharing,
+) -> list[Chosen]:
     options = [
         template.encode(e.input, demonstrations, option, terminate=False)
         for e in examples

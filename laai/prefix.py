@@ -53,25 +53,32 @@ class Prefix:
 
 
 @torch.no_grad()
-def run_prefix(llm: nn.Module, ids: Tensor, mask: Tensor) -> Prefix | None:
+def run_prefix(llm: nn.Module, ids: Tensor, mask: Tensor, before: Prefix | None = None) -> Prefix | None:
     """Run tokens (rows, tokens) that come before any last prompt token, with their 0/1 mask of the same shape.
+
+    `before`: what comes before each row, run already; the result holds it too. It is as its rows were: no padding may
+    stand between it and the rest.
 
     Vectors at `last_prompt` and `generated` do not touch them; vectors at `all` do, as they should.
 
     Returns None where the model keeps no cache of keys and values that can be continued row by row.
     """
-    if "past_key_values" not in inspect.signature(unwrap(llm).forward).parameters or _outgrows(llm, ids.shape[1]):
+    whole = mask if before is None else torch.cat([before.mask, mask], dim=1)
+    if "past_key_values" not in inspect.signature(unwrap(llm).forward).parameters or _outgrows(llm, whole.shape[1]):
         return None
-    with prompts_of(mask.sum(-1) + 1):
-        cache = llm(
-            input_ids=ids, attention_mask=mask, **position_options(llm, mask, 1), use_cache=True
-        ).past_key_values
+    options = position_options(llm, whole, 1)
+    if before is not None:
+        options["past_key_values"] = before.continued()
+    if "position_ids" in options:
+        options["position_ids"] = options["position_ids"][:, -ids.shape[1] :]
+    with prompts_of(whole.sum(-1) + 1):
+        cache = llm(input_ids=ids, attention_mask=whole, **options, use_cache=True).past_key_values
     if type(cache) is not DynamicCache or not cache.layers:
         return None
     for layer in _layers(cache):  # state space and linear attention fold all tokens into one state
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) or layer.get_seq_length() != ids.shape[1]:
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) or layer.get_seq_length() != whole.shape[1]:
             return None
-    return Prefix(mask, cache)
+    return Prefix(whole, cache)
 
 
 def _outgrows(llm: nn.Module, tokens: int) -> bool:
@@ -91,9 +98,9 @@ def _outgrows(llm: nn.Module, tokens: int) -> bool:
     return False
 
 
-def prefix_of(llm: nn.Module, ids: Tensor, mask: Tensor) -> Prefix:
+def prefix_of(llm: nn.Module, ids: Tensor, mask: Tensor, before: Prefix | None = None) -> Prefix:
     """`run_prefix`, which raises NoPrefixError where there is nothing to continue."""
-    prefix = run_prefix(llm, ids, mask)
+    prefix = run_prefix(llm, ids, mask, before)
     if prefix is None:
         raise NoPrefixError("this model keeps no keys and values that can be continued row by row")
     return prefix

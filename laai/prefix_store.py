@@ -31,7 +31,7 @@ class PrefixStore:
         self._rows: dict[bytes, PrefixRow] = {}
         self._states: dict[tuple[bytes, bytes], Tensor] = {}
         self._left: dict[torch.device, int] | None = None
-        self._said = False
+        self.quiet = False
 
     def __len__(self) -> int:
         """Prefixes that are kept."""
@@ -95,8 +95,8 @@ class PrefixStore:
             if home is not None:
                 self._left[home] -= row.bytes
                 self._rows[key] = row if views else row.copied(None if home == device else home)
-            elif not self._said:
-                self._said = True
+            elif not self.quiet:
+                self.quiet = True
                 logging.getLogger("laai").warning(
                     "%d prefixes fill the prefix cache (%.3g GB); others are run whenever they are needed: "
                     "raise --model.prefix_cache if there is memory",

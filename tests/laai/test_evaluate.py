@@ -11,6 +11,7 @@ from laai.errors import UserError
 from laai.evaluate import answer_limit, measure
 from laai.intervention import Intervention
 from laai.prompts import Template
+from laai.shared_prefix import common_length
 from laai.tasks import Example, Task
 from laai.teacher import few_shot_teacher
 from tests.tiny_models import random_vectors, steered_by_hand
@@ -127,6 +128,26 @@ def test_what_was_run_before_is_reused(character_model, letter_task, name, posit
         handle.remove()
     assert_same(zero_shot, measure_by_hand(model, template, examples, (), vectors, positions or "all"))
     assert_same(few_shot, measure_by_hand(model, template, examples, shots, vectors, positions or "all"))
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
+def test_a_query_behind_demonstrations_is_run_once(character_model, letter_task, name):
+    """Generation, likelihood and all options of a query share it; the demonstrations are run once for all queries."""
+    model, ran = character_model(name), []
+    template, shots = Template(model.tokenizer, letter_task), letter_task.examples[:3]
+    examples = [e for e in letter_task.examples[3:] if e.choices][:4]
+    handle = model.llm.get_input_embeddings().register_forward_hook(lambda _, __, out: ran.append(out.shape[:2]))
+    try:
+        measure(model.llm, template, numbered(examples), shots, reuse=Reuse())
+    finally:
+        handle.remove()
+    prompts = [template.encode(e.input, shots, e.output) for e in examples]
+    common = common_length([prompt.prefix for prompt in prompts])
+    own = sum(len(prompt.prefix) - common for prompt in prompts)
+    longest = max(len(prompt.suffix) for prompt in prompts)
+    long = [rows * tokens for rows, tokens in ran if tokens > longest]
+    assert sum(long) <= common + own
+    assert sum(long) >= common
 
 
 def test_batches_do_not_change_what_is_measured(tiny, word_task):
