@@ -18,7 +18,8 @@ METHODS = (
     *("cast", "cast, if it helps", "random direction", "random samples"),
 )
 AGAINST = ("zero-shot", "random direction", "random samples", "cross-task few-shot", "few-shot")
-MEASURES = {"exact": "exact match", "choice": "forced choice"}
+MEASURES = {"exact": "exact match", "choice": "forced choice", "calibrated": "calibrated forced choice"}
+DRAWN = ("exact", "choice")
 
 
 class Paired(NamedTuple):
@@ -61,7 +62,7 @@ def paired(cells: Sequence[dict[str, Row]], a: str, b: str, measure: str, resamp
     differences = [
         np.array([x - y for x, y in zip(cell[a][measure], cell[b][measure], strict=True)], dtype=float)
         for cell in cells
-        if cell[a][measure][0] is not None
+        if has(cell, a, measure) and has(cell, b, measure)
     ]
     if not differences:
         return Paired(float("nan"), float("nan"), float("nan"), 0)
@@ -75,8 +76,13 @@ def paired(cells: Sequence[dict[str, Row]], a: str, b: str, measure: str, resamp
 
 def mean(cells: Sequence[dict[str, Row]], method: str, measure: str) -> float:
     """Mean over cells."""
-    values = [np.mean(c[method][measure]) for c in cells if c[method][measure][0] is not None]
+    values = [np.mean(c[method][measure]) for c in cells if has(c, method, measure)]
     return float(np.mean(values)) if values else float("nan")
+
+
+def has(cell: dict[str, Row], method: str, measure: str) -> bool:
+    """Whether a cell measured this: not all tasks have choices, and not all have the same for all queries."""
+    return method in cell and cell[method].get(measure, [None])[0] is not None
 
 
 def report(cells: list[dict[str, Row]], facts: Row) -> str:
@@ -85,20 +91,25 @@ def report(cells: list[dict[str, Row]], facts: Row) -> str:
     seeds = sorted({cell["cast"]["seed"] for cell in cells})
     out = ["# Cross-task transfer", "", f"{len(cells)} pairs of tasks (seeds {seeds}); {about}.", ""]
     out += [
-        "| method | exact match | forced choice | NLL per answer token | prompt tokens |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        f"| method | {' | '.join(MEASURES.values())} | NLL per answer token | prompt tokens |",
+        "| --- |" + " ---: |" * (len(MEASURES) + 2),
     ]
     for method in METHODS:
         if all(method in cell for cell in cells):
             nll, tokens = (np.mean([cell[method][key] for cell in cells]) for key in ("nll", "prompt_tokens"))
-            exact, choice = (mean(cells, method, measure) for measure in MEASURES)
-            out.append(f"| {method} | {exact:.3f} | {_number(choice)} | {nll:.2f} | {tokens:.0f} |")
-    out += ["", "Differences, with 95% bootstrap intervals over pairs and queries:", ""]
-    out += ["| difference | exact match | forced choice |", "| --- | ---: | ---: |"]
+            means = " | ".join(_number(mean(cells, method, measure)) for measure in MEASURES)
+            out.append(f"| {method} | {means} | {nll:.2f} | {tokens:.0f} |")
+    out += [
+        "",
+        "Forced choice is over the pairs whose target has choices, calibrated (each label's mean probability over the",
+    ]
+    out += ["queries taken off, which needs no label) over those whose queries all have the same ones.", ""]
+    out += ["Differences, with 95% bootstrap intervals over pairs and queries:", ""]
+    out += [f"| difference | {' | '.join(MEASURES.values())} |", "| --- |" + " ---: |" * len(MEASURES)]
     for method in ("cast", "cast, if it helps"):
         for other in AGAINST:
-            both = [_paired(paired(cells, method, other, measure)) for measure in MEASURES]
-            out.append(f"| {method} − {other} | {both[0]} | {both[1]} |")
+            found = " | ".join(_paired(paired(cells, method, other, measure)) for measure in MEASURES)
+            out.append(f"| {method} − {other} | {found} |")
     refused = sum(not cell["cast"]["choice_of_place"]["helps"] for cell in cells)
     out += ["", f"The rule left the model alone in {refused} of {len(cells)} pairs.", "", *pairs(cells)]
     return "\n".join(out) + "\n"
@@ -139,7 +150,7 @@ def draw(cells: list[dict[str, Row]], path: Path) -> None:
 
     sources = sorted({cell["cast"]["source"] for cell in cells})
     targets = sorted({cell["cast"]["target"] for cell in cells})
-    panels = [(method, measure) for measure in MEASURES for method in ("cast", "random direction")]
+    panels = [(method, measure) for measure in DRAWN for method in ("cast", "random direction")]
     width, height = 2.6 + 0.85 * len(targets), 1.6 + 0.42 * len(sources)
     figure, axes = pyplot.subplots(
         2, 2, figsize=(2 * width, 2 * height), layout="constrained", sharex=True, sharey=True

@@ -65,6 +65,7 @@ INSTRUCTIONS = {
     "word-sentiment": "Say whether the word is positive or negative.",
     "country-region": "Name the region of the world that the country belongs to.",
 }
+CONTROLS = ("cross-task few-shot", "random direction", "random samples")
 SUITES = {
     "paper": (PAPER_SOURCES, PAPER_TARGETS),
     "topics": (LANGUAGES, LANGUAGES),
@@ -91,6 +92,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=100, help="test queries of a target (default: 100)")
     parser.add_argument("--development", type=int, default=20, help="target examples to choose on (default: 20)")
     parser.add_argument("--select", choices=STRATEGIES, default="cast")
+    parser.add_argument("--skip", nargs="+", choices=CONTROLS, help="controls to leave out, for speed")
     parser.add_argument("--site", choices=("heads", "residual"), default="heads")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--longest", type=int, default=1500, help="tokens of a cross-task prompt (default: 1500)")
@@ -105,7 +107,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     names = ("base_model", "pool", "samples", "shots", "queries", "development", "select", "site", "longest")
-    facts = {name: getattr(options, name) for name in names}
+    facts = {name: getattr(options, name) for name in names} | {"skip": options.skip}
     rows: list[Row] = []
     if path.exists():
         kept = json.loads(path.read_text())
@@ -182,16 +184,19 @@ class Matrix:
         methods: list[Method] = []
         if not any((r["source"], r["target"], r["seed"]) == (None, target, seed) for r in rows):
             methods += [Method("zero-shot"), Method("few-shot", demonstrations=data.splits.train)]
-        methods.append(Method("cross-task few-shot", before=self.shown(pool, template, data, seed)))
-        choices: dict[str, Any] = {}
+        skip, choices = o.skip or (), dict[str, Any]()
+        if "cross-task few-shot" not in skip:
+            methods.append(Method("cross-task few-shot", before=self.shown(pool, template, data, seed)))
         for name, strategy in (("cast", o.select), ("random samples", "random")):
+            if name in skip:
+                continue
             vector = self.vector(pool, seed, strategy)
             choice = choose_place(
                 model, vector, template, data.splits.validation, scales=(0.5, 1.0, 2.0), progress=False
             )
             choices[name] = asdict(choice)
             methods.append(Method(name, choice.of(vector)))
-            if name == "cast":
+            if name == "cast" and "random direction" not in skip:
                 methods.append(Method("random direction", of_equal_norm(model, choice.of(vector), seed)))
         trainer = pl.Trainer(devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
         made: list[Row] = []

@@ -1,0 +1,255 @@
+"""The report of `cast_analysis.py`: one section a part, each with a picture where one says more than a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from starts_report import difference
+
+from laai.files import write_atomically
+
+Row = dict[str, Any]
+
+
+def write_report(parts: dict[str, list[Row]], facts: Row, path: Path) -> str:
+    """Write PATH.md, and PATH_PART.png for the parts that are drawn; returns the report."""
+    about = ", ".join(f"{name} {value}" for name, value in facts.items())
+    out = ["# What CAST vectors are made of", "", f"{about}.", ""]
+    for name, rows in parts.items():
+        out += [*SECTIONS[name](rows), ""]
+        if name in PICTURES:
+            picture = path.with_name(f"{path.stem}_{name}.png")
+            _draw(PICTURES[name], rows, picture)
+            out += [f"![{name}]({picture.name})", ""]
+    text = "\n".join(out).rstrip() + "\n"
+    write_atomically(path.with_suffix(".md"), lambda file: file.write_text(text))
+    return text
+
+
+def vectors(rows: list[Row]) -> list[str]:
+    """Cosines between tasks, beside nulls, for a few depths."""
+    row = rows[-1]
+    by_layer, depth = row["by_layer"], len(row["layers"])
+    shown = sorted({round(i * (depth - 1) / 5) for i in range(6)})
+    out = [f"## Difference vectors of {len(row['names'])} tasks ({', '.join(row['names'])}), seed {row['seed']}", ""]
+    out += ["Mean cosine, by layer (site `heads`, full dimension):", ""]
+    out += [
+        f"| | {' | '.join(str(row['layers'][i]) for i in shown)} | mean |",
+        "| --- |" + " ---: |" * (len(shown) + 1),
+    ]
+    names = {
+        "same": "halves of one task's samples",
+        "raw": "two tasks",
+        "centred": "two tasks, less the mean over tasks",
+        "shuffled": "null: zero-shot states from other tasks",
+        "signs": "null: signs of samples' differences at random",
+        "random": "null: random directions (absolute cosine)",
+    }
+    for key, title in names.items():
+        values = by_layer[key]
+        out.append(f"| {title} | {' | '.join(f'{values[i]:.2f}' for i in shown)} | {np.mean(values):.2f} |")
+    out += ["", "All layers as one vector, raw (above the diagonal: less the mean over tasks):", ""]
+    names_ = row["names"]
+    out += [f"| | {' | '.join(names_)} |", "| --- |" + " ---: |" * len(names_)]
+    for i, name in enumerate(names_):
+        cells = [
+            f"{row['matrix' if j < i else 'centred_matrix'][i][j]:.2f}" if i != j else "" for j in range(len(names_))
+        ]
+        out.append(f"| {name} | {' | '.join(cells)} |")
+    return out
+
+
+def samples(rows: list[Row]) -> list[str]:
+    """Exact match by number of source samples."""
+    counts = sorted({r["count"] for r in rows})
+    out = ["## Exact match against the number of source samples", "", _over(rows), ""]
+    out += [f"| | {' | '.join(map(str, counts))} |", "| --- |" + " ---: |" * len(counts)]
+    for name, title in (("exact", "CAST"), ("prompted", "cross-task few-shot"), ("zero", "zero-shot")):
+        out.append(f"| {title} | {' | '.join(_mean(_cells(rows, name, count=n)) for n in counts)} |")
+    pairs = (("zero", "CAST − zero-shot"), ("prompted", "CAST − cross-task few-shot"))
+    for name, title in pairs:
+        found = [_difference(_cells(rows, "exact", count=n), _cells(rows, name, count=n)) for n in counts]
+        out.append(f"| {title} | {' | '.join(found)} |")
+    if len(counts) > 1:
+        most, least = (_cells(rows, "exact", count=n) for n in (counts[-1], counts[0]))
+        out += ["", f"CAST from {counts[-1]} samples − from {counts[0]}: {_difference(most, least)}."]
+    return out
+
+
+def strategies(rows: list[Row]) -> list[str]:
+    """Exact match by strategy."""
+    budgets, names = sorted({r["budget"] for r in rows}), list(dict.fromkeys(r["strategy"] for r in rows))
+    out = ["## Which source samples, at an equal budget", "", _over(rows), ""]
+    for budget in budgets:
+        out += [f"{budget} samples, which are each other's demonstrations:", ""]
+        out += [
+            "| strategy | exact match | − random | probability of the answer, − random |",
+            "| --- | ---: | ---: | ---: |",
+        ]
+        for name in names:
+            own, other = ({"budget": budget, "strategy": s} for s in (name, "random"))
+            exact = _cells(rows, "exact", **own)
+            against = [
+                "" if name == "random" else _difference(_cells(rows, m, **own), _cells(rows, m, **other))
+                for m in ("exact", "gain")
+            ]
+            out.append(f"| {name} | {_mean(exact)} | {' | '.join(against)} |")
+        out.append("")
+    return out[:-1]
+
+
+def wording(rows: list[Row]) -> list[str]:
+    """How vector and gain hang on the instruction."""
+    out = ["## Wording of the instruction", ""]
+    for row in rows:
+        wordings = [f"“{w.format('…')}”" if w else "none" for w in row["wordings"]]
+        out += [f"{row['source']} → {row['target']}: exact match, target's wording by row, vector's by column:", ""]
+        out += [f"| | zero-shot | {' | '.join(wordings)} |", "| --- |" + " ---: |" * (len(wordings) + 1)]
+        for i, name in enumerate(wordings):
+            out.append(f"| {name} | {row['zero'][i]:.2f} | {' | '.join(f'{v:.2f}' for v in row['exact'][i])} |")
+        cosines = np.array(row["cosines"])
+        off = cosines[~np.eye(len(cosines), dtype=bool)]
+        out += ["", f"Cosines of its vectors between wordings: {off.min():.2f} to {off.max():.2f}.", ""]
+    return out[:-1]
+
+
+def profile(rows: list[Row]) -> list[str]:
+    """The best place of each site."""
+    out = ["## Layers and scales", "", "Probability of the answer on the development examples:", ""]
+    out += ["| source → target | no vector | heads: best | residual: best |", "| --- | ---: | --- | --- |"]
+    for row in rows:
+        cells = []
+        for site in ("heads", "residual"):
+            table = np.array(row[site]["probability"])
+            place, scale = np.unravel_index(table.argmax(), table.shape)
+            first, last = row[site]["places"][place]
+            where = f"layers {first}-{last}" if first != last else f"layer {first}"
+            cells.append(f"{table.max():.3f} ({where} × {row[site]['scales'][scale]:g})")
+        nothing = np.array(row["heads"]["probability"])[0, 0]
+        out.append(f"| {row['source']} → {row['target']} | {nothing:.3f} | {' | '.join(cells)} |")
+    return out
+
+
+def cost(rows: list[Row]) -> list[str]:
+    """Prompt tokens, cache, time."""
+    out = [
+        "## Cost of a query",
+        "",
+        f"{rows[-1]['task']}, one query at a time, whole prompt, medians; fp32 on the CPU:",
+        "",
+    ]
+    out += ["| | prompt tokens | cache, kB | ms to the first token |", "| --- | ---: | ---: | ---: |"]
+    for row in rows[-1]["rows"]:
+        kilobytes = row["cache_bytes"] / 1000
+        out.append(f"| {row['method']} | {row['prompt_tokens']} | {kilobytes:.0f} | {row['ms_to_first_token']:.0f} |")
+    return out
+
+
+def draw_vectors(rows: list[Row], figure: Any) -> None:
+    """Cosines by layer, and the samples' differences in two dimensions."""
+    left, right = figure.subplots(1, 2)
+    row = rows[-1]
+    titles = {"same": "same task, other samples", "raw": "two tasks", "centred": "two tasks, centred"}
+    titles |= {
+        "shuffled": "null: other tasks' zero-shot states",
+        "signs": "null: random signs",
+        "random": "null: random directions",
+    }
+    for number, (key, title) in enumerate(titles.items()):
+        style = "--" if title.startswith("null") else "-"
+        left.plot(row["layers"], row["by_layer"][key], style, label=title, color=f"C{number}")
+    left.set(xlabel="layer", ylabel="mean cosine", title="Difference vectors by layer")
+    left.grid(alpha=0.3)
+    left.legend(frameon=False, fontsize=7)
+    from matplotlib import colormaps
+
+    colours = colormaps["tab20"](range(20))
+    for number, (name, points) in enumerate(zip(row["names"], row["points"], strict=True)):
+        right.scatter(*np.array(points).T, s=14, label=name, color=colours[number % 20])
+    right.set(xlabel="first component", ylabel="second component", title="Each sample's difference, all layers")
+    right.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def draw_samples(rows: list[Row], figure: Any) -> None:
+    """Lines over the number of samples."""
+    axis = figure.subplots()
+    counts = sorted({r["count"] for r in rows})
+    for name, title in (("exact", "CAST"), ("prompted", "cross-task few-shot"), ("zero", "zero-shot")):
+        means = [np.mean(list(_cells(rows, name, count=n).values())) for n in counts]
+        axis.plot(counts, means, marker="o", ms=4, label=title)
+    axis.set_xscale("log")
+    axis.set_xticks(counts, [str(n) for n in counts])
+    axis.minorticks_off()
+    axis.set(xlabel="source samples", ylabel="mean exact match")
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+
+
+def draw_profile(rows: list[Row], figure: Any) -> None:
+    """One row of panels a site: places by scales."""
+    axes = figure.subplots(2, len(rows), squeeze=False)
+    for column, row in enumerate(rows):
+        for axis, site in zip(axes[:, column], ("heads", "residual"), strict=True):
+            table = np.array(row[site]["probability"])
+            image = axis.imshow(table.T, aspect="auto", cmap="viridis", vmin=0)
+            figure.colorbar(image, ax=axis)
+            places = [f"{a}-{b}" if a != b else str(a) for a, b in row[site]["places"]]
+            step = max(1, len(places) // 10)
+            axis.set_xticks(range(0, len(places), step), places[::step], fontsize=7, rotation=60)
+            axis.set_yticks(range(len(row[site]["scales"])), [f"{s:g}" for s in row[site]["scales"]], fontsize=8)
+            axis.set_title(f"{row['source']} → {row['target']}: {site}", fontsize=9)
+            axis.set(xlabel="layers", ylabel="scale")
+
+
+def _draw(draw: Callable[[list[Row], Any], None], rows: list[Row], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure = pyplot.figure(figsize=(10, 4.2) if draw is not draw_profile else (10, 6), layout="constrained")
+    draw(rows, figure)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _cells(rows: Sequence[Row], measure: str, **only: Any) -> dict[tuple[str, int], float]:
+    """Mean of a measure by (pair, seed) of the rows that are as `only` says."""
+    chosen = [r for r in rows if all(r[name] == value for name, value in only.items())]
+    return {(f"{r['source']} → {r['target']}", r["seed"]): float(np.mean(r[measure])) for r in chosen}
+
+
+def _over(rows: Sequence[Row]) -> str:
+    pairs, seeds = {(r["source"], r["target"]) for r in rows}, sorted({r["seed"] for r in rows})
+    named = ", ".join(f"{a} → {b}" for a, b in sorted(pairs))
+    return f"{len(pairs)} pairs ({named}), seeds {seeds}; differences with 95% bootstrap intervals over pairs."
+
+
+def _mean(found: dict[Any, float]) -> str:
+    return f"{np.mean(list(found.values())):.3f}" if found else "-"
+
+
+def _difference(a: dict[Any, float], b: dict[Any, float]) -> str:
+    if not a.keys() & b.keys():
+        return "-"
+    mean, low, high, _ = difference(a, b)
+    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+SECTIONS: dict[str, Callable[[list[Row]], list[str]]] = {
+    "vectors": vectors,
+    "strategies": strategies,
+    "samples": samples,
+    "wording": wording,
+    "profile": profile,
+    "cost": cost,
+}
+PICTURES: dict[str, Callable[[list[Row], Any], None]] = {
+    "vectors": draw_vectors,
+    "samples": draw_samples,
+    "profile": draw_profile,
+}

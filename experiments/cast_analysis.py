@@ -1,0 +1,119 @@
+"""What CAST vectors are made of: tasks compared, numbers and choice of samples, wording, layers, what it all costs.
+
+    python experiments/cast_analysis.py                                 all parts on built-in word tasks
+    python experiments/cast_analysis.py --parts vectors cost            minutes
+    python experiments/cast_analysis.py --parts vectors --tasks sst2 mnli ag_news --data DIR --json PATH
+
+Parts: `vectors` (cosines of tasks' difference vectors by layer, beside nulls; a PCA picture), `samples` (exact match
+against the number of source samples, CAST and cross-task few-shot), `strategies` (which samples, at an equal budget),
+`wording` (vectors from one wording of the instruction under another), `profile` (layers and scales), `cost` (prompt
+tokens, cache bytes and time against prompting). Layers and scale are chosen on --development labelled examples of the
+target, by the rule of `laai transfer`. Every finished row is kept in the JSON file, and a run that was stopped goes on
+from there; the report and its pictures are written beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import vector_geometry
+from analysis_report import write_report
+from transfer_studies import Study
+
+import laai
+from laai.files import write_json
+
+Row = dict[str, Any]
+RESULTS = Path(__file__).parent / "results"
+TASKS = (
+    *("antonym", "synonym", "country-capital", "country-language", "present-past", "singular-plural"),
+    *("english-french", "english-german", "word-sentiment", "country-region"),
+)
+PAIRS = (
+    *("antonym:synonym", "country-capital:country-language", "present-past:singular-plural"),
+    *("english-french:english-german", "word-sentiment:country-region"),
+)
+PARTS = ("vectors", "strategies", "samples", "wording", "profile", "cost")
+
+
+def main() -> None:
+    """Run the rows that are missing, then write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--tasks", nargs="+", default=TASKS, help="tasks of the part `vectors`")
+    parser.add_argument("--pairs", nargs="+", default=PAIRS, help="SOURCE:TARGET of the other parts")
+    parser.add_argument("--data", type=Path, help="folder with one folder for each task")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 3, 10, 30], help="source samples of `samples`")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[5], help="source samples of `strategies`")
+    parser.add_argument("--strategies", nargs="+", default=["cast", "random"], help="of `strategies`")
+    parser.add_argument("--samples", type=int, default=16, help="source samples of the other parts (default: 16)")
+    parser.add_argument("--shots", type=int, default=4, help="demonstrations in few-shot prompts (default: 4)")
+    parser.add_argument("--pool", type=int, default=200, help="examples that samples are selected from (default: 200)")
+    parser.add_argument("--queries", type=int, default=40, help="test queries (default: 40)")
+    parser.add_argument("--development", type=int, default=16, help="target examples to choose on (default: 16)")
+    parser.add_argument("--base_model", default="default")
+    parser.add_argument("--json", type=Path, default=RESULTS / "cast_analysis.json")
+    options = parser.parse_args()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    facts = {name: getattr(options, name) for name in ("base_model", "samples", "shots", "pool", "queries")}
+    facts["development"] = options.development
+    kept: dict[str, Any] = {}
+    if options.json.exists():
+        kept = json.loads(options.json.read_text())
+        if {name: kept.get(name) for name in facts} != facts:
+            parser.error(f"{options.json} holds results of other settings; move it away or name another --json")
+    study: Study | None = None
+    for part in options.parts:
+        rows: list[Row] = kept.setdefault(part, [])
+        done = [{k: row[k] for k in row["key"]} for row in rows]
+        missing = [key for key in keys(part, options) if key not in done]
+        for number, key in enumerate(missing, 1):
+            began = time.perf_counter()
+            study = study or Study(laai.load_model(options.base_model), options)
+            rows.append(key | {"key": list(key)} | run(study, part)(**key))
+            write_json(options.json, facts | {name: kept[name] for name in PARTS if name in kept})
+            shown = ", ".join(str(value) for value in key.values())
+            print(f"{part} {number}/{len(missing)}  {shown}: {time.perf_counter() - began:.0f} s", flush=True)
+    print(write_report({name: kept[name] for name in PARTS if kept.get(name)}, facts, options.json))
+
+
+def keys(part: str, options: argparse.Namespace) -> Iterator[Row]:
+    """What each row of a part is about."""
+    pairs = [dict(zip(("source", "target"), pair.split(":"), strict=True)) for pair in options.pairs]
+    if part == "vectors":
+        yield {"seed": options.seeds[0], "tasks": list(options.tasks)}
+    elif part == "cost":
+        yield {"task": pairs[0]["target"], "seed": options.seeds[0]}
+    elif part == "samples":
+        yield from (
+            pair | {"seed": seed, "count": n} for seed in options.seeds for pair in pairs for n in options.counts
+        )
+    elif part == "strategies":
+        for seed in options.seeds:
+            for pair in pairs:
+                for budget in options.budgets:
+                    for strategy in options.strategies:
+                        yield pair | {"seed": seed, "budget": budget, "strategy": strategy}
+    else:
+        yield from (pair | {"seed": options.seeds[0]} for pair in pairs[:3])
+
+
+def run(study: Study, part: str) -> Callable[..., Row]:
+    """The function that measures a row of a part."""
+    if part == "vectors":
+        return lambda seed, tasks: vector_geometry.compare_tasks({t: study.kept(t, seed) for t in tasks}, seed)
+    found: Callable[..., Row] = getattr(study, part)
+    return found
+
+
+if __name__ == "__main__":
+    main()

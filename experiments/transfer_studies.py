@@ -1,0 +1,195 @@
+"""The parts of `cast_analysis.py` that steer: number and choice of samples, wording, layers and scales, cost."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from cast_transfer import INSTRUCTIONS, thinned
+
+from cast.choice import choose_place, grid
+from cast.contrast import Contrast
+from cast.cross_task import without
+from cast.embeddings import state_embeddings
+from cast.extraction import contrast_of, extract_from
+from cast.samples import Samples, draw
+from laai.batches import Reuse, to_device
+from laai.evaluate import Measured, measure
+from laai.forward import answer_logits
+from laai.intervention import Intervention
+from laai.layers import find_decoder
+from laai.models import LanguageModel
+from laai.prefix import rows_of, run_prefix
+from laai.prompts import Shown, Template, collate, pad_token
+from laai.tasks import Example, Task, load_task
+
+Row = dict[str, Any]
+SCALES = (0.5, 1.0, 2.0)
+WORDINGS = ("{}", "Task: {}", "Look at each item and answer. {}", "{} Reply with the answer only, nothing else.", "")
+COST_SHOTS = (0, 1, 2, 5, 10, 20)
+
+
+class Study:
+    """One model, its tasks, and what several rows need."""
+
+    def __init__(self, model: LanguageModel, options: argparse.Namespace) -> None:
+        self.model, self.options = model, options
+        self._tasks: dict[str, Task] = {}
+        self._reuse: dict[tuple[str, int], Reuse] = {}
+        self._zero: dict[tuple[str, int], Row] = {}
+
+    def task(self, name: str) -> Task:
+        """A task with its instruction."""
+        if name not in self._tasks:
+            folder = self.options.data / name if self.options.data else None
+            task = load_task(folder if folder is not None and folder.is_dir() else name)
+            self._tasks[name] = replace(task, instruction=task.instruction or INSTRUCTIONS.get(name, ""))
+        return self._tasks[name]
+
+    def pool(self, source: str, target: str, seed: int) -> Task:
+        """Source examples that are neither tested nor chosen on."""
+        split = self.split(target, seed)
+        seen = {e.input for e in (*split.test, *split.validation)}
+        return thinned(without(self.task(source), seen), self.options.pool, seed)
+
+    def split(self, target: str, seed: int) -> Any:
+        """Test and development examples of a target."""
+        o = self.options
+        return self.task(target).split(o.shots, validation=o.development, test=o.queries, seed=seed)
+
+    def kept(self, name: str, seed: int) -> Contrast:
+        """Every sample's activations, few-shot and zero-shot."""
+        o, task = self.options, thinned(self.task(name), self.options.pool, seed)
+        drawn = draw(task.examples, o.samples, o.shots, seed)
+        template = Template(self.model.tokenizer, task)
+        return contrast_of(self.model, template, *drawn, site="heads", keep=True, progress=False)
+
+    def vector(self, task: Task, drawn: Samples) -> Intervention:
+        """The CAST vector of drawn samples."""
+        return extract_from(self.model, Template(self.model.tokenizer, task), *drawn, site="heads", progress=False)
+
+    def steered(self, vector: Intervention, target: str, seed: int, task: Task | None = None) -> Row:
+        """Exact match by query of a vector at its chosen place, and without it."""
+        split, template = self.split(target, seed), Template(self.model.tokenizer, task or self.task(target))
+        choice = choose_place(
+            self.model, vector, template, split.validation, scales=SCALES, places=self.places(), progress=False
+        )
+        steering = choice.of(vector)
+        with steering.on(self.model):
+            found = _exact(self.measured(template, split.test, target, seed))
+        key = (target + template.task.instruction, seed)
+        if key not in self._zero:
+            self._zero[key] = _exact(self.measured(template, split.test, target, seed))
+        place = {"layers": [choice.layers[0], choice.layers[-1]], "scale": choice.scale, "helps": choice.helps}
+        return {"exact": found["exact"], "zero": self._zero[key]["exact"], "gain": choice.gain, "place": place}
+
+    def measured(self, template: Template, queries: Sequence[Example], target: str, seed: int) -> list[Measured]:
+        """Queries of a target under whatever is attached."""
+        reuse = self._reuse.setdefault((target, seed), Reuse())
+        bare = [(row, replace(e, choices=None, label=None)) for row, e in enumerate(queries)]  # exact match alone
+        return measure(self.model.llm, template, bare, batch_size=20, reuse=reuse)
+
+    def places(self) -> list[tuple[int, ...]]:
+        """All layers, and the first two thirds."""
+        depth = len(find_decoder(self.model.llm).layers)
+        return [tuple(range(depth)), tuple(range(2 * depth // 3))]
+
+    def samples(self, source: str, target: str, seed: int, count: int) -> Row:
+        """So many source samples: as a vector, and as demonstrations of the other task."""
+        pool = self.pool(source, target, seed)
+        order = draw(pool.examples, max(self.options.counts), self.options.shots, seed)  # fewer are the first of them
+        drawn = Samples(order.samples[:count], order.demonstrations[:count])
+        found = self.steered(self.vector(pool, drawn), target, seed)
+        template = replace(
+            Template(self.model.tokenizer, self.task(target)), before=Shown(pool, tuple(order.samples[:count]))
+        )
+        queries = self.split(target, seed).test
+        return found | {"prompted": _exact(self.measured(template, queries, target, seed))["exact"]}
+
+    def strategies(self, source: str, target: str, seed: int, budget: int, strategy: Any) -> Row:
+        """Samples by a strategy; their demonstrations come from the samples alone, so that the budget is all."""
+        pool, o = self.pool(source, target, seed), self.options
+        drawn = draw(
+            pool.examples, budget, min(o.shots, budget - 1), seed, strategy=strategy, from_selected=True,
+            embed=lambda examples: state_embeddings(self.model, [e.input for e in examples], progress=False),
+        )  # fmt: skip
+        return self.steered(self.vector(pool, drawn), target, seed)
+
+    def wording(self, source: str, target: str, seed: int) -> Row:
+        """The vector from each wording of the source's instruction; the target under each wording with each vector."""
+        pool, o = self.pool(source, target, seed), self.options
+        drawn = draw(pool.examples, o.samples, o.shots, seed)
+        vectors = [self.vector(replace(pool, instruction=w.format(pool.instruction)), drawn) for w in WORDINGS]
+        flat = torch.stack([torch.cat([v.detach() for _, v in vector.items()]) for vector in vectors])
+        unit = torch.nn.functional.normalize(flat, dim=-1)
+        worded = [
+            replace(task, instruction=w.format(task.instruction)) for task in [self.task(target)] for w in WORDINGS
+        ]
+        steered = [[self.steered(vector, target, seed, task) for vector in vectors] for task in worded]
+        return {
+            "wordings": list(WORDINGS),
+            "cosines": (unit @ unit.T).tolist(),
+            "exact": [[sum(found["exact"]) / len(found["exact"]) for found in row] for row in steered],
+            "zero": [sum(row[0]["zero"]) / len(row[0]["zero"]) for row in steered],
+        }
+
+    def profile(self, source: str, target: str, seed: int) -> Row:
+        """Probability of the answer by layers and scale: thirds of the layers at `heads`, each at `residual`."""
+        pool, o = self.pool(source, target, seed), self.options
+        drawn = draw(pool.examples, o.samples, o.shots, seed)
+        source_template = Template(self.model.tokenizer, pool)
+        template, examples = Template(self.model.tokenizer, self.task(target)), self.split(target, seed).validation
+        depth, found = len(find_decoder(self.model.llm).layers), {}
+        sixths = [tuple(range(depth * i // 6, depth * (i + 1) // 6)) for i in range(6)]
+        for site, places in (("heads", [*sixths, *self.places()]), ("residual", [(i,) for i in range(depth)])):
+            vector = extract_from(self.model, source_template, *drawn, site=site, progress=False)
+            table = grid(self.model, vector, template, examples, scales=(0.25, *SCALES), places=places, progress=False)
+            found[site] = {
+                "places": [[place[0], place[-1]] for place in table.layers],
+                "scales": list(table.scales),
+                "probability": table.probability.mean(-1).tolist(),
+                "exact": table.exact.float().mean(-1).tolist(),
+            }
+        return found
+
+    def cost(self, task: str, seed: int) -> Row:
+        """Prompt tokens, cache bytes and time of a query: a vector beside prompts of more and more demonstrations."""
+        split, model = self.split(task, seed), self.model
+        template = Template(model.tokenizer, self.task(task))
+        shown = self.task(task).split(max(COST_SHOTS), test=self.options.queries, seed=seed).train
+        vector = Intervention.random(model, "heads", self.places()[0], norm=1e-3, seed=0)
+        found: list[Row] = []
+        for shots in ("vector", *COST_SHOTS):
+            demonstrations = shown[:shots] if isinstance(shots, int) else ()
+            found.append(self._cost(template, split.test, demonstrations, vector if shots == "vector" else None))
+            found[-1]["method"] = shots if shots == "vector" else f"{shots} shots"
+        return {"rows": found}
+
+    def _cost(
+        self, template: Template, queries: Sequence[Example], shown: Sequence[Example], vector: Intervention | None
+    ) -> Row:
+        """One query at a time, its whole prompt, as a server without a prefix cache would run it; medians."""
+        llm, seconds, tokens = self.model.llm, [], []
+        batches = [
+            to_device(collate([template.encode(q.input, shown)], pad_token(self.model.tokenizer)), llm) for q in queries
+        ]
+        with nullcontext() if vector is None else vector.on(self.model), torch.no_grad():
+            for batch in [batches[0], *batches]:  # the first to warm up
+                began = time.perf_counter()
+                answer_logits(llm, batch)
+                seconds.append(1000 * (time.perf_counter() - began))
+                tokens.append(int(batch.prompt_lengths))
+        prefix = run_prefix(llm, batches[0].prefix_ids, batches[0].prefix_mask)
+        size = rows_of(prefix)[0].bytes / int(batches[0].prefix_mask.sum()) if prefix is not None else 0.0
+        middle = sorted(tokens[1:])[len(queries) // 2]
+        median = sorted(seconds[1:])[len(queries) // 2]
+        return {"prompt_tokens": middle, "cache_bytes": int(middle * size), "ms_to_first_token": median}
+
+
+def _exact(measured: Sequence[Measured]) -> Row:
+    return {"exact": [int(m.exact) for m in sorted(measured, key=lambda m: m.row)]}
