@@ -4,7 +4,7 @@
     python experiments/cast_transfer.py --suite paper --data DIR              8 sources x 5 targets
     python experiments/cast_transfer.py --suite topics --data DIR             one topic task in 6 languages
     python experiments/cast_transfer.py --sources sst2 --targets financial_phrasebank --data DIR --queries 40
-    python experiments/cast_transfer.py --suite paper --hub my_tasks.json     tasks on the Hugging Face hub
+    python experiments/cast_transfer.py --suite paper --hub experiments/configs/hub_tasks.json
 
 Every finished cell (source, target, seed) is kept in the JSON file, and a run that was stopped goes on from there. The
 report (Markdown), a CSV table and heat maps are written beside it. Layers and scale are chosen on --development
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument(
         "--hub",
         type=Path,
-        help='JSON: {"sst2": {"task": "hf:nyu-mll/glue/sst2", "columns": {"input": "sentence"}}, ...}',
+        help="JSON that names tasks on the Hugging Face hub, as experiments/configs/hub_tasks.json does",
     )
     parser.add_argument("--samples", type=int, default=10, help="source samples (default: 10)")
     parser.add_argument("--pool", type=int, default=200, help="examples that samples are selected from (default: 200)")
@@ -151,7 +151,9 @@ class Matrix:
         """A task by its folder, its place on the hub, or a name that `load_task` knows."""
         if name not in self._tasks:
             if name in self._hub:
-                task = load_task(self._hub[name]["task"], columns=self._hub[name]["columns"])
+                found = self._hub[name]
+                task = load_task(found["task"], columns=found["columns"])
+                task = replace(task, **{key: found[key] for key in ("instruction", "answer_prefix") if key in found})
             else:
                 folder = self._options.data / name if self._options.data else None
                 task = load_task(folder if folder is not None and folder.is_dir() else name)

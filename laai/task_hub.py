@@ -10,6 +10,9 @@ from laai.errors import UserError
 from laai.task_rows import check_columns, to_example
 from laai.tasks import Example, Task, dedupe
 
+OWN = ("split", "test_split", "revision")
+"""Columns that say which part of a data set is read."""
+
 
 class Rows(Protocol):
     """What is used of a ``datasets.Dataset``, which has no types of its own."""
@@ -28,18 +31,21 @@ def load_hub(name: str, columns: Mapping[str, str]) -> Task:
     """Load ``name[/config]`` of the hub, or ``/a/folder`` of this machine.
 
     A ``label`` that is a ClassLabel gives the choices, and the output is its name; rows without a label (-1) are left
-    out with a warning. ``columns`` also takes ``split`` ("train" by default) and ``test_split``.
+    out with a warning. ``columns`` also takes ``split`` ("train" by default), ``test_split`` and ``revision``.
 
     Raises:
         UserError: the data set is not found or cannot be reached, or its rows are not as expected.
     """
     where = f"hf:{name}"
-    check_columns(columns, where, also=("split", "test_split"))
-    fields = {field: column for field, column in columns.items() if field not in ("split", "test_split")}
-    train = _examples(_dataset(name, columns.get("split", "train")), fields, where)
+    check_columns(columns, where, also=OWN)
+    fields = {field: column for field, column in columns.items() if field not in OWN}
+    revision = columns.get("revision")
+    train = _examples(_dataset(name, columns.get("split", "train"), revision), fields, where)
     test = None
     if "test_split" in columns:
-        test = tuple(_examples(_dataset(name, columns["test_split"]), fields, f"{where}, {columns['test_split']}"))
+        test = tuple(
+            _examples(_dataset(name, columns["test_split"], revision), fields, f"{where}, {columns['test_split']}")
+        )
     return Task(name.strip("/").replace("/", "-"), tuple(train), test, source=where)
 
 
@@ -55,7 +61,7 @@ def _candidates(name: str) -> list[tuple[str, str | None]]:
     return [(name, None)] + ([(parts[0], parts[1])] if len(parts) == 2 else [])
 
 
-def _dataset(name: str, split: str) -> Rows:
+def _dataset(name: str, split: str, revision: str | None = None) -> Rows:
     """One split of the first meaning of the name that loads."""
     candidates = _candidates(name)
     if Path(name).is_absolute() and not Path(name).is_dir():
@@ -69,7 +75,7 @@ def _dataset(name: str, split: str) -> Rows:
                 saved = datasets.load_from_disk(path)
                 found: Rows = saved[split] if isinstance(saved, datasets.DatasetDict) else saved
             else:
-                found = datasets.load_dataset(path, config, split=split)
+                found = datasets.load_dataset(path, config, split=split, revision=revision)
             return found
         except Exception as error:  # whatever the loaders of some forty formats raise
             errors.append(error)

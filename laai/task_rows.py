@@ -8,8 +8,10 @@ from laai.errors import UserError
 from laai.tasks import Example
 
 Row = Mapping[str, object]
-FIELDS = ("input", "output", "choices", "label")
+FIELDS = ("input", "output", "choices", "label", "labels")
 PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
+LISTED = "{choices}"
+"""In an input template: the choices, each on a line behind its letter."""
 
 
 def check_columns(columns: Mapping[str, str], where: str, also: Sequence[str] = ()) -> None:
@@ -40,8 +42,11 @@ def to_example(
         raise UserError(f'{where}: expected an object like {{"input": "…", "output": "…"}}, found {describe(row)}')
     names = {field: columns.get(field, field) for field in FIELDS}
     choices = _choices(row, names["choices"], where, required="choices" in columns) or default_choices
-    label = _label(row, names["label"], where, required="label" in columns)
-    text = _text(row, names["input"], "input", where)
+    text = _text(row, names["input"], "input", where, choices)
+    if "labels" in columns:
+        label: int | None = _named_label(row, names["label"], names["labels"], where)
+    else:
+        label = _label(row, names["label"], where, required="label" in columns)
     if label is not None and choices is None:
         raise UserError(f"{where}: has a label but no choices; give choices, or an output instead of the label")
     if label is not None and choices is not None and not 0 <= label < len(choices):
@@ -84,10 +89,16 @@ def _lookup(row: Row, column: str, where: str) -> object:
     return value
 
 
-def _text(row: Row, column: str, field: str, where: str) -> str:
-    """The text of a column or of a template, stripped; never empty."""
+def _text(row: Row, column: str, field: str, where: str, choices: tuple[str, ...] | None = None) -> str:
+    """The text of a column or of a template, stripped; never empty. `choices` stand where `LISTED` does."""
     if column not in row and PLACEHOLDER.search(column):
-        value: object = PLACEHOLDER.sub(lambda match: _part(row, match[1], where), column)
+
+        def part(match: re.Match[str]) -> str:
+            if match[0] == LISTED and choices:
+                return "\n".join(f"{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(choices))
+            return _part(row, match[1], where)
+
+        value: object = PLACEHOLDER.sub(part, column)
     else:
         value = _lookup(row, column, where)
     return checked_text(value, field, where)
@@ -139,6 +150,18 @@ def _split_choices(text: str, where: str) -> object:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f'{where}: choices is no JSON list ({error}); write ["yes", "no"] or yes|no') from error
+
+
+def _named_label(row: Row, column: str, labels: str, where: str) -> int:
+    """The index of a label among the names that labels have: "A|B|C|D", or a column with a list of them."""
+    names = _choices(row, labels, where, required=True) or ()
+    value = _lookup(row, column, where)
+    name = str(value).strip() if isinstance(value, str | int) else ""
+    if name not in names:
+        raise UserError(
+            f"{where}: label {name or describe(value)!r} is none of labels: {', '.join(names)}; correct one"
+        )
+    return names.index(name)
 
 
 def _label(row: Row, column: str, where: str, *, required: bool) -> int | None:

@@ -193,8 +193,10 @@ def load_task(spec: str | Path, *, columns: Mapping[str, str] | None = None) -> 
             of the hub, or ``hf:/a/folder``.
         columns: which column or key of the data holds ``input``, ``output``, ``choices`` and ``label``, if their names
             differ. ``input`` and ``output`` may be templates ("{premise}\\n{hypothesis}"); ``choices`` may be
-            "no|yes" or "{option1}|{option2}"; dots reach into nested values ("answers.text"). For hub data
-            also ``split`` ("train" by default) and ``test_split``.
+            "no|yes" or "{option1}|{option2}"; dots reach into nested values ("answers.text"). ``labels`` names the
+            labels of the choices where ``label`` is no index: "A|B|C|D", or a column with a list. In an ``input``
+            template ``{choices}`` stands for the choices, each on a line behind its letter. For hub data also
+            ``split`` ("train" by default), ``test_split`` and ``revision``.
 
     Raises:
         UserError: there is no such task, or its data are not as they should be; the message names the line.

@@ -89,6 +89,21 @@ def test_columns_rename_fill_templates_and_reach_into_values(write):
     fails(path, "'o' in a template is an object", columns={"input": "{o}", "output": "p"})
 
 
+def test_named_labels_and_lettered_choices(write):
+    named = {"text": ["wet", "dry"], "label": ["A", "B"]}
+    row = {"q": "rain?", "key": "B", "o": named, "sure": True, "n": 2}
+    path = write("t.jsonl", jsonl(row, {**row, "q": "sun?"}))
+    columns = {"input": "{q}\n{choices}", "choices": "o.text", "label": "key", "labels": "o.label"}
+    expected = Example("rain?\nA. wet\nB. dry", "dry", ("wet", "dry"), 1)
+    assert load_task(path, columns=columns).examples[0] == expected
+    assert load_task(path, columns={**columns, "labels": "A|B"}).examples[0] == expected
+    assert load_task(path, columns={**columns, "label": "n", "labels": "1|2"}).examples[0] == expected
+    sure = {"input": "q", "choices": "no|yes", "label": "sure", "labels": "False|True"}
+    assert load_task(path, columns=sure).examples[0] == Example("rain?", "yes", ("no", "yes"), 1)
+    fails(path, "label 'B' is none of labels: C, D", columns={**columns, "labels": "C|D"})
+    fails(path, "label 'a list' is none of labels", columns={**columns, "label": "o.text"})
+
+
 def test_huge_lines_and_line_separators_inside_texts(write):
     long = "x" * 300_000
     rows = [{"input": long, "output": "a\u2028b"}, {"input": "c", "output": "d"}]

@@ -73,8 +73,8 @@ class Hub:
         self.known, self.error, self.asked = known, error, []
         self.config = type("config", (), {"HF_HUB_OFFLINE": False})
 
-    def load_dataset(self, path, config, split):
-        self.asked.append((path, config, split))
+    def load_dataset(self, path, config, split, revision):
+        self.asked.append((path, config, split, revision))
         if (path, config) not in self.known:
             raise self.error
         rows = [{"input": "a", "output": "b"}, {"input": "c", "output": "d"}]
@@ -93,8 +93,8 @@ class Hub:
 def test_hub_names_are_tried_in_order(monkeypatch, name, known, asked):
     hub = Hub({known}, FileNotFoundError("no such\ndata set"))
     monkeypatch.setitem(sys.modules, "datasets", hub)
-    assert load_task(f"hf:{name}", columns={"split": "dev"}).source == f"hf:{name}"
-    assert hub.asked == [(*meaning, "dev") for meaning in asked]
+    assert load_task(f"hf:{name}", columns={"split": "dev", "revision": "r"}).source == f"hf:{name}"
+    assert hub.asked == [(*meaning, "dev", "r") for meaning in asked]
 
 
 def test_hub_failures_are_one_line_and_a_missing_network_is_asked_once(monkeypatch):
