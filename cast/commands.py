@@ -101,6 +101,7 @@ def add_transfer(commands: Parsers) -> None:
     )
     parser.add_argument("--test", type=int, default=100, help="test queries at most (default: 100)")
     parser.add_argument("--site", choices=SITES, default="heads", help="where vectors are added (default: heads)")
+    parser.add_argument("--centre", nargs="+", default=[], metavar="TASK", help="tasks whose mean vector is taken off")
     parser.add_argument("--always", action="store_true", help="apply the vector even if it is not expected to help")
     parser.add_argument("--output", help="write the chosen vector to this file")
     parser.add_argument("--json", help="write the choice and the rows to this file")
@@ -121,7 +122,8 @@ def _transfer(options: Any) -> None:
     ignore_noise()
     found = transfer(
         model, dict(weighed(name) for name in options.source), options.target, development=options.development,
-        test=options.test, refuse=not options.always, site=options.site, **selection(options),
+        test=options.test, refuse=not options.always, site=options.site, centre=options.centre,
+        **selection(options),
     )  # fmt: skip
     print_table(found.scores, f"{' + '.join(options.source)} -> {options.target}: {options.samples} source samples")
     choice = found.choice

@@ -62,6 +62,7 @@ def transfer(
     shots: int = 5,
     scales: Sequence[float] = SCALES,
     refuse: bool = True,
+    centre: Sequence[Task | str] = (),
     baselines: Sequence[str] = BASELINES,
     style: Style = "plain",
     seed: int = 0,
@@ -81,6 +82,7 @@ def transfer(
         shots: demonstrations in few-shot prompts: those of the extraction, and those of both prompting baselines.
         scales: strengths to choose from.
         refuse: leave the model as it is where the vector is not expected to help (`Choice.helps`).
+        centre: tasks whose mean vector is taken off, see `centred`.
         baselines: which of `BASELINES` to measure beside it.
         style: prompt style.
         seed: draws everything.
@@ -109,7 +111,13 @@ def transfer(
     def chosen(vector: Intervention) -> Choice:
         return choose_place(model, vector, template, examples, scales=scales, progress=progress)
 
-    vector = combined(model, weights, **options)
+    middle = [extract(model, without(one, seen), **options) for one, _ in weighted(centre)] if centre else []
+
+    def made(**changes: Any) -> Intervention:
+        found = combined(model, weights, **(options | changes))
+        return centred(found, middle) if middle else found
+
+    vector = made()
     choice = chosen(vector)
     refused = refuse and not choice.helps
     steering = choice.of(vector)
@@ -117,7 +125,7 @@ def transfer(
     if "random direction" in baselines:
         methods.append(Method("random direction", of_equal_norm(model, steering, seed)))
     if "random samples" in baselines and options.get("strategy", "random") != "random":
-        other = combined(model, weights, **(options | {"strategy": "random"}))
+        other = made(strategy="random")
         methods.append(Method("random samples", chosen(other).of(other)))
     if "few-shot" in baselines:
         methods.insert(0, Method("few-shot", demonstrations=data.splits.train))
@@ -160,6 +168,20 @@ def combined(model: LanguageModel, weights: Mapping[Task, float], **options: Any
         total = total + vector
     parts = [vector.metadata["cast"] | {"weight": vector.scale} for vector in vectors]
     return total.with_vectors(dict(total.items()), metadata=total.metadata | {"cast": {"combined": parts}})
+
+
+def centred(vector: Intervention, others: Sequence[Intervention]) -> Intervention:
+    """The vector less the mean of several tasks' vectors, at scale 1: less what demonstrations of any task do.
+
+    Raises:
+        UserError: other sites, layers or widths.
+    """
+    mean = others[0] * (1 / len(others))
+    for other in others[1:]:
+        mean = mean + other * (1 / len(others))
+    made = {"cast": vector.metadata.get("cast", {}) | {"centred_on": [o.metadata.get("cast") for o in others]}}
+    found = vector - mean
+    return found.with_vectors(dict(found.items()), metadata=found.metadata | made)
 
 
 def of_equal_norm(model: LanguageModel, vector: Intervention, seed: int) -> Intervention:

@@ -101,6 +101,18 @@ def strategies(rows: list[Row]) -> list[str]:
     return out[:-1]
 
 
+def variants(rows: list[Row]) -> list[str]:
+    """Exact match by kind of vector."""
+    out = ["## What is added, and how", "", _over(rows), ""]
+    out += ["| vector | exact match | − difference | − zero-shot |", "| --- | ---: | ---: | ---: |"]
+    for name in dict.fromkeys(r["variant"] for r in rows):
+        exact, plain = (_cells(rows, "exact", variant=v) for v in (name, "difference"))
+        against = "" if name == "difference" else _difference(exact, plain)
+        zero = _difference(exact, _cells(rows, "zero", variant=name))
+        out.append(f"| {name} | {_mean(exact)} | {against} | {zero} |")
+    return out
+
+
 def wording(rows: list[Row]) -> list[str]:
     """How vector and gain hang on the instruction."""
     out = ["## Wording of the instruction", ""]
@@ -244,6 +256,7 @@ SECTIONS: dict[str, Callable[[list[Row]], list[str]]] = {
     "vectors": vectors,
     "strategies": strategies,
     "samples": samples,
+    "variants": variants,
     "wording": wording,
     "profile": profile,
     "cost": cost,

@@ -6,6 +6,7 @@
 
 Parts: `vectors` (cosines of tasks' difference vectors by layer, beside nulls; a PCA picture), `samples` (exact match
 against the number of source samples, CAST and cross-task few-shot), `strategies` (which samples, at an equal budget),
+`variants` (few-shot activations alone, norms kept, centred across tasks, one residual layer, all layers),
 `wording` (vectors from one wording of the instruction under another), `profile` (layers and scales), `cost` (prompt
 tokens, cache bytes and time against prompting). Layers and scale are chosen on --development labelled examples of the
 target, by the rule of `laai transfer`. Every finished row is kept in the JSON file, and a run that was stopped goes on
@@ -25,7 +26,7 @@ from typing import Any
 
 import vector_geometry
 from analysis_report import write_report
-from transfer_studies import Study
+from transfer_studies import VARIANTS, Study
 
 import laai
 from laai.files import write_json
@@ -40,7 +41,7 @@ PAIRS = (
     *("antonym:synonym", "country-capital:country-language", "present-past:singular-plural"),
     *("english-french:english-german", "word-sentiment:country-region"),
 )
-PARTS = ("vectors", "strategies", "samples", "wording", "profile", "cost")
+PARTS = ("vectors", "strategies", "samples", "variants", "wording", "profile", "cost")
 
 
 def main() -> None:
@@ -66,11 +67,12 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     facts = {name: getattr(options, name) for name in ("base_model", "samples", "shots", "pool", "queries")}
     facts["development"] = options.development
-    kept: dict[str, Any] = {}
+    kept: dict[str, list[Row]] = {}
     if options.json.exists():
-        kept = json.loads(options.json.read_text())
-        if {name: kept.get(name) for name in facts} != facts:
+        found = json.loads(options.json.read_text())
+        if {name: found.get(name) for name in facts} != facts:
             parser.error(f"{options.json} holds results of other settings; move it away or name another --json")
+        kept = found["parts"]
     study: Study | None = None
     for part in options.parts:
         rows: list[Row] = kept.setdefault(part, [])
@@ -80,7 +82,7 @@ def main() -> None:
             began = time.perf_counter()
             study = study or Study(laai.load_model(options.base_model), options)
             rows.append(key | {"key": list(key)} | run(study, part)(**key))
-            write_json(options.json, facts | {name: kept[name] for name in PARTS if name in kept})
+            write_json(options.json, facts | {"parts": kept})
             shown = ", ".join(str(value) for value in key.values())
             print(f"{part} {number}/{len(missing)}  {shown}: {time.perf_counter() - began:.0f} s", flush=True)
     print(write_report({name: kept[name] for name in PARTS if kept.get(name)}, facts, options.json))
@@ -103,6 +105,8 @@ def keys(part: str, options: argparse.Namespace) -> Iterator[Row]:
                 for budget in options.budgets:
                     for strategy in options.strategies:
                         yield pair | {"seed": seed, "budget": budget, "strategy": strategy}
+    elif part == "variants":
+        yield from (pair | {"seed": s, "variant": v} for s in options.seeds for pair in pairs for v in VARIANTS)
     else:
         yield from (pair | {"seed": options.seeds[0]} for pair in pairs[:3])
 

@@ -14,7 +14,7 @@ from cast_transfer import INSTRUCTIONS, thinned
 
 from cast.choice import choose_place, grid
 from cast.contrast import Contrast
-from cast.cross_task import without
+from cast.cross_task import centred, without
 from cast.embeddings import state_embeddings
 from cast.extraction import contrast_of, extract_from
 from cast.samples import Samples, draw
@@ -29,6 +29,8 @@ from laai.prompts import Shown, Template, collate, pad_token
 from laai.tasks import Example, Task, load_task
 
 Row = dict[str, Any]
+Places = Sequence[Sequence[int]]
+VARIANTS = ("difference", "all layers", "residual", "few-shot only", "norm kept", "centred", "mean of tasks")
 SCALES = (0.5, 1.0, 2.0)
 WORDINGS = ("{}", "Task: {}", "Look at each item and answer. {}", "{} Reply with the answer only, nothing else.", "")
 COST_SHOTS = (0, 1, 2, 5, 10, 20)
@@ -41,6 +43,7 @@ class Study:
         self.model, self.options = model, options
         self._tasks: dict[str, Task] = {}
         self._reuse: dict[tuple[str, int], Reuse] = {}
+        self._vectors: dict[tuple[str, str, int], Intervention] = {}
         self._zero: dict[tuple[str, int], Row] = {}
 
     def task(self, name: str) -> Task:
@@ -69,15 +72,24 @@ class Study:
         template = Template(self.model.tokenizer, task)
         return contrast_of(self.model, template, *drawn, site="heads", keep=True, progress=False)
 
-    def vector(self, task: Task, drawn: Samples) -> Intervention:
+    def vector(self, task: Task, drawn: Samples, **options: Any) -> Intervention:
         """The CAST vector of drawn samples."""
-        return extract_from(self.model, Template(self.model.tokenizer, task), *drawn, site="heads", progress=False)
+        settings: dict[str, Any] = {"site": "heads", "progress": False} | options
+        return extract_from(self.model, Template(self.model.tokenizer, task), *drawn, **settings)
 
-    def steered(self, vector: Intervention, target: str, seed: int, task: Task | None = None) -> Row:
+    def steered(
+        self, vector: Intervention, target: str, seed: int, task: Task | None = None, places: Places | None = None
+    ) -> Row:
         """Exact match by query of a vector at its chosen place, and without it."""
         split, template = self.split(target, seed), Template(self.model.tokenizer, task or self.task(target))
         choice = choose_place(
-            self.model, vector, template, split.validation, scales=SCALES, places=self.places(), progress=False
+            self.model,
+            vector,
+            template,
+            split.validation,
+            scales=SCALES,
+            places=places or self.places(),
+            progress=False,
         )
         steering = choice.of(vector)
         with steering.on(self.model):
@@ -120,6 +132,35 @@ class Study:
         )  # fmt: skip
         return self.steered(self.vector(pool, drawn), target, seed)
 
+    def variants(self, source: str, target: str, seed: int, variant: str) -> Row:
+        """What the vector is, and how it is added; `mean of tasks` is what the sources of all pairs have in common."""
+        pool, o = self.pool(source, target, seed), self.options
+        drawn, options = draw(pool.examples, o.samples, o.shots, seed), dict[str, Any]()
+        places: Places | None = None
+        if variant == "residual":
+            options, places = {"site": "residual"}, [(i,) for i in range(len(find_decoder(self.model.llm).layers))]
+        if variant == "few-shot only":
+            options = {"kind": "few_shot"}
+        if variant == "norm kept":
+            options = {"preserve_norm": True}
+        if variant == "all layers":
+            places = self.places()[:1]
+        vector = self.vector(pool, drawn, **options)
+        if variant in ("centred", "mean of tasks"):
+            sources = dict.fromkeys(pair.partition(":")[0] for pair in o.pairs)
+            others = [self.centre(one, target, seed) for one in sources if one != target]
+            zero = vector.with_vectors({key: torch.zeros_like(v) for key, v in vector.items()})
+            vector = centred(vector, others) if variant == "centred" else -1.0 * centred(zero, others)
+        return self.steered(vector, target, seed, places=places)
+
+    def centre(self, name: str, target: str, seed: int) -> Intervention:
+        """The vector of a task, to take a mean over."""
+        key = (name, target, seed)
+        if key not in self._vectors:
+            pool = self.pool(name, target, seed)
+            self._vectors[key] = self.vector(pool, draw(pool.examples, self.options.samples, self.options.shots, seed))
+        return self._vectors[key]
+
     def wording(self, source: str, target: str, seed: int) -> Row:
         """The vector from each wording of the source's instruction; the target under each wording with each vector."""
         pool, o = self.pool(source, target, seed), self.options
@@ -145,7 +186,7 @@ class Study:
         source_template = Template(self.model.tokenizer, pool)
         template, examples = Template(self.model.tokenizer, self.task(target)), self.split(target, seed).validation
         depth, found = len(find_decoder(self.model.llm).layers), {}
-        sixths = [tuple(range(depth * i // 6, depth * (i + 1) // 6)) for i in range(6)]
+        sixths = [part for i in range(6) if (part := tuple(range(depth * i // 6, depth * (i + 1) // 6)))]
         for site, places in (("heads", [*sixths, *self.places()]), ("residual", [(i,) for i in range(depth)])):
             vector = extract_from(self.model, source_template, *drawn, site=site, progress=False)
             table = grid(self.model, vector, template, examples, scales=(0.25, *SCALES), places=places, progress=False)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cast import cross_task as module
-from cast.cross_task import combined, of_equal_norm, transfer, weighted
+from cast.cross_task import centred, combined, of_equal_norm, transfer, weighted
 from cast.extraction import extract
 from laai.errors import UserError
 from laai.intervention import Intervention
@@ -74,6 +74,18 @@ def test_weights_combine_vectors(tiny, word_task, other_task):
     for key, vector in both.items():
         torch.testing.assert_close(vector.detach(), 0.75 * one[key].detach() + 0.25 * two[key].detach())
     assert [part["source"] for part in both.metadata["cast"]["combined"]] == ["colours", "kinds"]
+
+
+def test_centring_takes_off_the_mean_of_tasks(tiny, word_task, other_task):
+    options = {"samples": 4, "shots": 2, "progress": False}
+    one, two = (extract(tiny, task, **options) for task in (word_task, other_task))
+    found = centred(2.0 * one, [one, 3.0 * two])
+    for key, vector in found.items():
+        torch.testing.assert_close(vector.detach(), 1.5 * one[key].detach() - 1.5 * two[key].detach())
+    made = found.metadata["cast"]
+    assert (made["source"], [other["source"] for other in made["centred_on"]]) == ("colours", ["colours", "kinds"])
+    steered = transfer(tiny, other_task, word_task, centre=[other_task], baselines=(), refuse=False, **SMALL)
+    assert all(norm == pytest.approx(0, abs=1e-5) for norm in steered.vector.norms().values()), "less itself"
 
 
 def test_sources_by_name_and_weight(word_file):
