@@ -1,0 +1,128 @@
+"""What tells beforehand whether a transfer will help: similarity, cosine, or the gain on development examples.
+
+    python experiments/cast_prediction.py --matrix results/cast_transfer_words.json --vectors results/cast_analysis.json
+
+Reads the cells of `cast_transfer.py` and the tasks' cosines that `cast_analysis.py --parts vectors` kept. Prints, and
+writes to --output, Spearman's rank correlation of each predictor with each gain over zero-shot, with 95% bootstrap
+intervals over pairs of tasks, and what the rule saves that leaves the model alone where no gain is expected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cast_report import completed, has, paired
+from scipy.stats import spearmanr
+
+from laai.files import write_atomically
+
+Row = dict[str, Any]
+Tables = Mapping[str, Mapping[tuple[str, str], float]]
+RESULTS = Path(__file__).parent / "results"
+GAINS = {"exact": "exact match", "choice": "forced choice", "nll": "log-likelihood per token"}
+COSINES = {
+    "matrix": "cosine of the vectors",
+    "centred_matrix": "cosine, less the mean over tasks",
+    "similarity": "similarity of zero-shot states",
+}
+
+
+def main() -> None:
+    """Read both files and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--matrix", type=Path, nargs="+", default=[RESULTS / "cast_transfer_words.json"])
+    parser.add_argument("--vectors", type=Path, nargs="+", default=[RESULTS / "cast_analysis.json"])
+    parser.add_argument("--output", type=Path, default=RESULTS / "cast_prediction.md")
+    options = parser.parse_args()
+    for path in (*options.matrix, *options.vectors):
+        if not path.exists():
+            parser.error(f"{path} is not there; make it by the script that {parser.prog} --help names")
+    cells = [cell for path in options.matrix for cell in completed(json.loads(path.read_text())["rows"])]
+    rows = [row for path in options.vectors for row in json.loads(path.read_text())["parts"].get("vectors", [])]
+    text = report(cells, tables(rows))
+    write_atomically(options.output, lambda file: file.write_text(text))
+    print(text)
+
+
+def tables(rows: Sequence[Row]) -> Tables:
+    """Predictor -> (source, target) -> cosine."""
+    found: dict[str, dict[tuple[str, str], float]] = {title: {} for title in COSINES.values()}
+    for row in rows:
+        for key, title in COSINES.items():
+            for i, source in enumerate(row["names"]):
+                found[title] |= {(source, target): row[key][i][j] for j, target in enumerate(row["names"])}
+    return found
+
+
+def report(cells: Sequence[dict[str, Row]], cosines: Tables) -> str:
+    """The Markdown report."""
+    sources, targets = ({cell["cast"][side] for cell in cells} for side in ("source", "target"))
+    out = ["# What predicts a transfer", ""]
+    out += [
+        f"{len(cells)} pairs of {len(sources)} sources and {len(targets)} targets. Spearman's rank correlation with"
+    ]
+    out += ["the gain over zero-shot, 95% bootstrap intervals over pairs (number of pairs):", ""]
+    out += [f"| predictor | {' | '.join(GAINS.values())} |", "| --- |" + " ---: |" * len(GAINS)]
+    predictors = {
+        title: [table.get((c["cast"]["source"], c["cast"]["target"])) for c in cells]
+        for title, table in cosines.items()
+    }
+    predictors["gain on development examples"] = [c["cast"]["choice_of_place"]["gain"] for c in cells]
+    for title, values in predictors.items():
+        found = " | ".join(_correlation(values, [gain(cell, key) for cell in cells]) for key in GAINS)
+        out.append(f"| {title} | {found} |")
+    out += ["", "## The rule that refuses", ""]
+    refused = [cell for cell in cells if not cell["cast"]["choice_of_place"]["helps"]]
+    applied = [cell for cell in cells if cell["cast"]["choice_of_place"]["helps"]]
+    out += ["Mean gain over zero-shot, 95% intervals over pairs and queries:", ""]
+    out += ["| pairs | number | exact match | forced choice | pairs that lose forced choice |"]
+    out += ["| --- | ---: | ---: | ---: | ---: |"]
+    for title, chosen in (("all", cells), ("applied", applied), ("refused", refused)):
+        means = [paired(chosen, "cast", "zero-shot", measure) for measure in ("exact", "choice")]
+        losses = [gain(cell, "choice") for cell in chosen]
+        known = [loss for loss in losses if loss is not None]
+        lost = f"{sum(loss < 0 for loss in known)} of {len(known)}"
+        shown = " | ".join("-" if not m.pairs else f"{m.mean:+.3f} ({m.low:+.3f} to {m.high:+.3f})" for m in means)
+        out.append(f"| {title} | {len(chosen)} | {shown} | {lost} |")
+    return "\n".join(out) + "\n"
+
+
+def gain(cell: Mapping[str, Row], measure: str) -> float | None:
+    """Of the vector over zero-shot; None where it was not measured."""
+    if measure == "nll":
+        return float(cell["zero-shot"]["nll"] - cell["cast"]["nll"])
+    if not has(dict(cell), "cast", measure):
+        return None
+    return float(np.mean(cell["cast"][measure]) - np.mean(cell["zero-shot"][measure]))
+
+
+def correlation(x: Sequence[float], y: Sequence[float], resamples: int = 2000) -> tuple[float, float, float]:
+    """Spearman's rank correlation with its 95% bootstrap interval over pairs."""
+    a, b, rng = np.asarray(x), np.asarray(y), np.random.default_rng(0)
+    draws = rng.integers(len(a), size=(resamples, len(a)))
+    found = [_rank(a[draw], b[draw]) for draw in draws]
+    low, high = np.nanquantile(found, [0.025, 0.975])
+    return _rank(a, b), float(low), float(high)
+
+
+def _rank(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    if len(set(a)) < 2 or len(set(b)) < 2:
+        return float("nan")  # no order to speak of
+    return float(spearmanr(a, b).statistic)
+
+
+def _correlation(x: Sequence[float | None], y: Sequence[float | None]) -> str:
+    pairs = [(a, b) for a, b in zip(x, y, strict=True) if a is not None and b is not None]
+    if len(pairs) < 4:
+        return "-"
+    value, low, high = correlation([a for a, _ in pairs], [b for _, b in pairs])
+    return f"{value:+.2f} ({low:+.2f} to {high:+.2f}; {len(pairs)})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""What is said to predict a transfer, on gains that are known."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def prediction(scripts):
+    (module,) = scripts("cast_prediction")
+    return module
+
+
+def cell(source, target, exact, gain, helps=True, choice=None):
+    """Rows of one pair, of four queries each, zero-shot right on one of them."""
+    rows = {"zero-shot": ([1, 0, 0, 0], 2.0, None), "few-shot": ([1, 1, 0, 0], 1.0, None)}
+    place = {"helps": helps, "gain": gain, "layers": [0, 1], "scale": 1.0}
+    rows |= {"cast": (exact, 2.0 - gain, place), "cross-task few-shot": ([0, 0, 0, 0], 2.0, None)}
+    own = ("zero-shot", "few-shot")
+    return [
+        {"source": None if m in own else source, "target": target, "seed": 0, "method": m, "exact": e, "nll": nll}
+        | {"choice": [choice if m == "cast" and choice is not None else 1] * 4, "choice_of_place": place_of}
+        for m, (e, nll, place_of) in rows.items()
+    ]
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Gains rise with the cosine and with the development gain; the similarity of states runs against them."""
+    names = ["s", "a", "b", "c", "d", "e"]
+    matrix = [[0.1 * abs(i - j) for j in range(6)] for i in range(6)]
+    against = [[-value for value in row] for row in matrix]
+    found = [
+        cell("s", name, [1] * min(i, 4) + [0] * (4 - min(i, 4)), 0.1 * i, helps=i > 1, choice=0 if i == 1 else 1)
+        for i, name in enumerate(names[1:], 1)
+    ]
+    (tmp_path / "matrix.json").write_text(json.dumps({"rows": [row for rows in found for row in rows]}))
+    vectors = {"names": names, "matrix": matrix, "centred_matrix": [[0.0] * 6] * 6, "similarity": against}
+    (tmp_path / "vectors.json").write_text(json.dumps({"parts": {"vectors": [vectors]}}))
+    return tmp_path
+
+
+def test_known_predictors(prediction, files, monkeypatch, capsys):
+    arguments = ["--matrix", str(files / "matrix.json"), "--vectors", str(files / "vectors.json")]
+    monkeypatch.setattr(sys, "argv", ["cast_prediction.py", *arguments, "--output", str(files / "out.md")])
+    prediction.main()
+    text = (files / "out.md").read_text()
+    assert capsys.readouterr().out.rstrip() == text.rstrip()
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines()}
+    assert lines["cosine of the vectors"].endswith("+1.00 (+1.00 to +1.00; 5) |"), "of log-likelihoods"
+    assert "-1.00" in lines["similarity of zero-shot states"]
+    assert "nan" in lines["cosine, less the mean over tasks"], "all alike: there is no order"
+    assert lines["refused"].startswith("| refused | 1 |")
+    assert lines["refused"].endswith("1 of 1 |"), "the one that loses forced choice"
+    assert lines["applied"].endswith("0 of 4 |")
+    monkeypatch.setattr(sys, "argv", ["cast_prediction.py", "--matrix", str(files / "none.json")])
+    with pytest.raises(SystemExit):
+        prediction.main()
+
+
+def test_correlation_by_rank(prediction):
+    value, low, high = prediction.correlation([1, 2, 3, 4, 5, 6], [1, 10, 100, 50, 1000, 2000])
+    assert value == pytest.approx(0.942857, abs=1e-5)
+    assert low < value <= high <= 1.0
