@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from cast.contrast import Contrast
 from laai.models import LanguageModel
 from laai.placement import hold, move
+from laai.sigterm import heed_sigterm
 
 SAVE_SECONDS = 15.0
 """How much work an interruption may cost."""
@@ -79,6 +80,7 @@ class _Work(pl.LightningModule):
 
     def on_predict_start(self) -> None:
         """The first device keeps what was done before, the others begin with nothing."""
+        heed_sigterm(self.trainer)
         self._rank, self._devices = self.global_rank, self.trainer.world_size
         if self._rank:
             self._bar.disable = True

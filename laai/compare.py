@@ -19,6 +19,7 @@ from laai.models import LanguageModel
 from laai.placement import hold
 from laai.prompts import Shown
 from laai.scores import Scores, TaskMetrics
+from laai.sigterm import heed_sigterm
 from laai.tasks import Example
 from laai.words import PrefixBudget
 
@@ -67,6 +68,7 @@ class Evaluation(pl.LightningModule):
 
     def on_test_start(self) -> None:
         """Hook the vectors in."""
+        heed_sigterm(self.trainer)
         if self.method.intervention is not None:
             self._attachment = self.method.intervention.attach(self._language_model)
 
