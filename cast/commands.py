@@ -103,6 +103,9 @@ def add_transfer(commands: Parsers) -> None:
     parser.add_argument("--site", choices=SITES, default="heads", help="where vectors are added (default: heads)")
     parser.add_argument("--centre", nargs="+", default=[], metavar="TASK", help="tasks whose mean vector is taken off")
     parser.add_argument("--always", action="store_true", help="apply the vector even if it is not expected to help")
+    parser.add_argument(
+        "--no_label_prior", action="store_true", help="leave the vector's leaning to some labels as it is"
+    )
     parser.add_argument("--output", help="write the chosen vector to this file")
     parser.add_argument("--json", help="write the choice and the rows to this file")
     add_selection_options(parser)
@@ -123,7 +126,7 @@ def _transfer(options: Any) -> None:
     found = transfer(
         model, dict(weighed(name) for name in options.source), options.target, development=options.development,
         test=options.test, refuse=not options.always, site=options.site, centre=options.centre,
-        **selection(options),
+        calibrate=not options.no_label_prior, **selection(options),
     )  # fmt: skip
     print_table(found.scores, f"{' + '.join(options.source)} -> {options.target}: {options.samples} source samples")
     choice = found.choice
@@ -135,6 +138,8 @@ def _transfer(options: Any) -> None:
         f"{layers} at scale {choice.scale:g}, chosen on {choice.examples} examples of the {found.chosen_on} "
         f"(probability of the right answer {interval})\n"
     )
+    if prior := found.vector.metadata.get("label_prior"):
+        sys.stdout.write(f"label prior: {', '.join(f'{label} {shift:+.2f}' for label, shift in prior.items())} nats\n")
     if found.refused:
         sys.stdout.write(
             "not applied: on those examples the vector did not help by more than chance (--always applies it)\n"

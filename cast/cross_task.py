@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 
 from cast.choice import SCALES, Choice, choose_place
 from cast.extraction import extract
+from cast.label_prior import label_prior, with_label_prior
 from laai.compare import Evaluation, Method, compare
 from laai.data import FewShotDataModule
 from laai.errors import UserError
@@ -23,7 +24,7 @@ from laai.words import Style
 SOURCE_DEVELOPMENT = 20
 """Source examples that layers and scale are chosen on where there are none of the target."""
 
-BASELINES = ("zero-shot", "cross-task few-shot", "few-shot", "random direction", "random samples")
+BASELINES = ("zero-shot", "cross-task few-shot", "few-shot", "label prior", "random direction", "random samples")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Transfer:
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         facts = {"chosen_on": self.chosen_on, "refused": self.refused, "choice": asdict(self.choice)}
+        facts["label_prior"] = self.vector.metadata.get("label_prior")
         return facts | {"rows": [row.as_json() for row in self.scores]}
 
 
@@ -62,6 +64,7 @@ def transfer(
     shots: int = 5,
     scales: Sequence[float] = SCALES,
     refuse: bool = True,
+    calibrate: bool = True,
     centre: Sequence[Task | str] = (),
     baselines: Sequence[str] = BASELINES,
     style: Style = "plain",
@@ -82,6 +85,8 @@ def transfer(
         shots: demonstrations in few-shot prompts: those of the extraction, and those of both prompting baselines.
         scales: strengths to choose from.
         refuse: leave the model as it is where the vector is not expected to help (`Choice.helps`).
+        calibrate: add a `label_prior` of the development examples, to the vector and to the controls. The baseline
+            `label prior` is that of the model without a vector.
         centre: tasks whose mean vector is taken off, see `centred`.
         baselines: which of `BASELINES` to measure beside it.
         style: prompt style.
@@ -120,13 +125,20 @@ def transfer(
     vector = made()
     choice = chosen(vector)
     refused = refuse and not choice.helps
-    steering = choice.of(vector)
+
+    def finished(bare: Intervention) -> Intervention:
+        return with_label_prior(model, bare, template, examples) if calibrate and development else bare
+
+    steering = finished(choice.of(vector))
     methods = [Method("cast", None if refused else steering)]
+    if "label prior" in baselines and calibrate and development:
+        prior = label_prior(model, 0.0 * vector, template, examples)
+        methods = ([] if prior is None else [Method("label prior", prior)]) + methods
     if "random direction" in baselines:
-        methods.append(Method("random direction", of_equal_norm(model, steering, seed)))
+        methods.append(Method("random direction", finished(of_equal_norm(model, choice.of(vector), seed))))
     if "random samples" in baselines and options.get("strategy", "random") != "random":
         other = made(strategy="random")
-        methods.append(Method("random samples", chosen(other).of(other)))
+        methods.append(Method("random samples", finished(chosen(other).of(other))))
     if "few-shot" in baselines:
         methods.insert(0, Method("few-shot", demonstrations=data.splits.train))
     if "cross-task few-shot" in baselines:

@@ -13,11 +13,12 @@ import numpy as np
 from laai.files import write_atomically
 
 Row = dict[str, Any]
+OWN = ("zero-shot", "few-shot", "label prior")
 METHODS = (
-    *("zero-shot", "few-shot", "cross-task few-shot"),
+    *("zero-shot", "few-shot", "label prior", "cross-task few-shot"),
     *("cast", "cast, if it helps", "random direction", "random samples"),
 )
-AGAINST = ("zero-shot", "random direction", "random samples", "cross-task few-shot", "few-shot")
+AGAINST = ("zero-shot", "label prior", "random direction", "random samples", "cross-task few-shot", "few-shot")
 MEASURES = {"exact": "exact match", "choice": "forced choice", "calibrated": "calibrated forced choice"}
 DRAWN = ("exact", "choice")
 
@@ -49,8 +50,9 @@ def completed(rows: list[Row]) -> list[dict[str, Row]]:
         if row["source"] is not None:
             cells.setdefault((row["source"], row["target"], row["seed"]), {})[row["method"]] = row
     for (source, target, seed), cell in cells.items():
-        for method in ("zero-shot", "few-shot"):
-            cell[method] = own[target, seed, method] | {"source": source}
+        for method in OWN:
+            if (target, seed, method) in own:
+                cell[method] = own[target, seed, method] | {"source": source}
         helps = cell["cast"]["choice_of_place"]["helps"]
         cell["cast, if it helps"] = cell["cast" if helps else "zero-shot"] | {"method": "cast, if it helps"}
     return list(cells.values())
@@ -95,10 +97,11 @@ def report(cells: list[dict[str, Row]], facts: Row) -> str:
         "| --- |" + " ---: |" * (len(MEASURES) + 2),
     ]
     for method in METHODS:
-        if all(method in cell for cell in cells):
-            nll, tokens = (np.mean([cell[method][key] for cell in cells]) for key in ("nll", "prompt_tokens"))
-            means = " | ".join(_number(mean(cells, method, measure)) for measure in MEASURES)
-            out.append(f"| {method} | {means} | {nll:.2f} | {tokens:.0f} |")
+        if having := [cell for cell in cells if method in cell]:
+            nll, tokens = (np.mean([cell[method][key] for cell in having]) for key in ("nll", "prompt_tokens"))
+            means = " | ".join(_number(mean(having, method, measure)) for measure in MEASURES)
+            some = "" if len(having) == len(cells) else f" ({len(having)} pairs)"
+            out.append(f"| {method}{some} | {means} | {nll:.2f} | {tokens:.0f} |")
     out += [
         "",
         "Forced choice is over the pairs whose target has choices, calibrated (each label's mean probability over the",

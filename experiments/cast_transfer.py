@@ -9,7 +9,9 @@
 Every finished cell (source, target, seed) is kept in the JSON file, and a run that was stopped goes on from there. The
 report (Markdown), a CSV table and heat maps are written beside it. Layers and scale are chosen on --development
 labelled target examples that are neither tested nor shown. `cast` is the vector as chosen, `cast, if it helps` leaves
-the model alone where the choice expects no gain. All methods see the same queries; `cross-task few-shot` shows as many
+the model alone where the choice expects no gain. Where all queries have the same labels, vectors and controls
+set these labels' prior too, from the development examples; `label prior` does nothing else. All methods see the same
+queries; `cross-task few-shot` shows as many
 source examples as the vector has samples, as far as --longest tokens allow.
 """
 
@@ -28,12 +30,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from cast_report import write_report
+from cast_report import OWN, write_report
 
 import cast
 import laai
 from cast.choice import choose_place
 from cast.cross_task import demonstrations_of, of_equal_norm, without
+from cast.label_prior import label_prior, with_label_prior
 from cast.words import STRATEGIES
 from laai.batches import Reuse
 from laai.compare import Method, compare
@@ -92,6 +95,12 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=100, help="test queries of a target (default: 100)")
     parser.add_argument("--development", type=int, default=20, help="target examples to choose on (default: 20)")
     parser.add_argument("--select", choices=STRATEGIES, default="cast")
+    parser.add_argument(
+        "--label_prior",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="set the labels' prior (default: yes)",
+    )
     parser.add_argument("--skip", nargs="+", choices=CONTROLS, help="controls to leave out, for speed")
     parser.add_argument("--site", choices=("heads", "residual"), default="heads")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -108,6 +117,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     names = ("base_model", "pool", "samples", "shots", "queries", "development", "select", "site", "longest")
     facts = {name: getattr(options, name) for name in names} | {"skip": options.skip}
+    facts["label_prior"] = options.label_prior
     rows: list[Row] = []
     if path.exists():
         kept = json.loads(path.read_text())
@@ -186,6 +196,10 @@ class Matrix:
         methods: list[Method] = []
         if not any((r["source"], r["target"], r["seed"]) == (None, target, seed) for r in rows):
             methods += [Method("zero-shot"), Method("few-shot", demonstrations=data.splits.train)]
+            nothing = Intervention.zeros(model, "residual", [0])
+            prior = label_prior(model, nothing, template, data.splits.validation) if o.label_prior else None
+            if prior is not None:
+                methods.append(Method("label prior", prior))
         skip, choices = o.skip or (), dict[str, Any]()
         if "cross-task few-shot" not in skip:
             methods.append(Method("cross-task few-shot", before=self.shown(pool, template, data, seed)))
@@ -197,16 +211,19 @@ class Matrix:
                 model, vector, template, data.splits.validation, scales=(0.5, 1.0, 2.0), progress=False
             )
             choices[name] = asdict(choice)
-            methods.append(Method(name, choice.of(vector)))
+            steered = {name: choice.of(vector)}
             if name == "cast" and "random direction" not in skip:
-                methods.append(Method("random direction", of_equal_norm(model, choice.of(vector), seed)))
+                steered["random direction"] = of_equal_norm(model, choice.of(vector), seed)
+            for called, bare in steered.items():
+                finished = with_label_prior(model, bare, template, data.splits.validation) if o.label_prior else bare
+                methods.append(Method(called, finished))
         trainer = pl.Trainer(devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
         made: list[Row] = []
         reuse = self._reuse.setdefault((target, seed), Reuse())
         for evaluation in compare(trainer, model, data, methods, reuse=reuse):
             assert evaluation.scores is not None
             measured = sorted(evaluation.measured, key=lambda m: m.row)
-            own = evaluation.method.name in ("zero-shot", "few-shot")
+            own = evaluation.method.name in OWN
             row = {"source": None if own else source, "target": target, "seed": seed} | evaluation.scores.as_json()
             row |= {"exact": [int(m.exact) for m in measured], "choice": [_int(m.choice_sum) for m in measured]}
             row["calibrated"] = calibrated(measured, data.splits.test)

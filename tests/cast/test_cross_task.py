@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cast import cross_task as module
-from cast.cross_task import centred, combined, of_equal_norm, transfer, weighted
+from cast.cross_task import BASELINES, centred, combined, of_equal_norm, transfer, weighted
 from cast.extraction import extract
 from laai.errors import UserError
 from laai.intervention import Intervention
@@ -28,7 +28,15 @@ def other_task(word_task):
 
 def test_all_methods_are_measured_on_the_same_queries(tiny, word_task, other_task):
     found = transfer(tiny, other_task, word_task, strategy="k_center", **SMALL)
-    names = ["zero-shot", "cross-task few-shot", "few-shot", "cast", "random direction", "random samples"]
+    names = [
+        "zero-shot",
+        "cross-task few-shot",
+        "few-shot",
+        "label prior",
+        "cast",
+        "random direction",
+        "random samples",
+    ]
     assert [row.method for row in found.scores] == names
     assert {row.n for row in found.scores} == {6}
     assert all(row.choice_accuracy_low <= row.choice_accuracy <= row.choice_accuracy_high for row in found.scores)
@@ -36,7 +44,17 @@ def test_all_methods_are_measured_on_the_same_queries(tiny, word_task, other_tas
     assert tokens["zero-shot"] == tokens["cast"] == tokens["random direction"]
     assert min(tokens["few-shot"], tokens["cross-task few-shot"]) > tokens["zero-shot"]
     assert found.chosen_on == "target"
-    assert json.loads(json.dumps(found.as_json()))["choice"]["examples"] == 5
+    facts = json.loads(json.dumps(found.as_json()))
+    assert facts["choice"]["examples"] == 5
+    assert set(facts["label_prior"]) == {"red", "dark blue"}
+    assert found.vector.sites == ["heads", "residual"]
+    bare = transfer(tiny, other_task, word_task, calibrate=False, baselines=BASELINES[:2], **SMALL)
+    assert (bare.vector.sites, bare.as_json()["label_prior"]) == (["heads"], None)
+    unlabelled = dataclasses.replace(
+        word_task, examples=tuple(dataclasses.replace(e, choices=None, label=None) for e in word_task.examples)
+    )
+    plain = transfer(tiny, other_task, unlabelled, baselines=["label prior"], **SMALL)
+    assert [row.method for row in plain.scores] == ["cast"]
 
 
 def test_what_is_tested_is_no_source(tiny, word_task, monkeypatch):
@@ -84,7 +102,9 @@ def test_centring_takes_off_the_mean_of_tasks(tiny, word_task, other_task):
         torch.testing.assert_close(vector.detach(), 1.5 * one[key].detach() - 1.5 * two[key].detach())
     made = found.metadata["cast"]
     assert (made["source"], [other["source"] for other in made["centred_on"]]) == ("colours", ["colours", "kinds"])
-    steered = transfer(tiny, other_task, word_task, centre=[other_task], baselines=(), refuse=False, **SMALL)
+    steered = transfer(
+        tiny, other_task, word_task, centre=[other_task], baselines=(), refuse=False, calibrate=False, **SMALL
+    )
     assert all(norm == pytest.approx(0, abs=1e-5) for norm in steered.vector.norms().values()), "less itself"
 
 

@@ -1,0 +1,135 @@
+"""A vector that sets how likely the labels of a task are before a query is read: part of what steering upsets.
+
+A CAST vector carries its source's leaning to some words over others, and a small model's forced choice can hang on the
+leaning it had. On a few labelled examples of the target the intercepts of a logistic regression on the labels'
+log-probabilities say what leaning would fit (one number a label, so ten examples serve; contextual calibration,
+2102.09690, does it without labels and outside the model). A vector on the last layer's output, in the span of
+the labels' rows of the output head, then gives these intercepts to the first answer token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from laai.batches import Reuse, started_batches
+from laai.evaluate import choose_options
+from laai.forward import answer_logits
+from laai.hooks import record_last_token
+from laai.intervention import Intervention
+from laai.layers import find_decoder
+from laai.models import LanguageModel
+from laai.prompts import Template, pad_token
+from laai.tasks import Example
+
+RIDGE = 1.0
+"""Precision of the Gaussian prior of each intercept, nats⁻²: with no example there would be no shift."""
+
+PROBE = 0.02
+"""Length of the vectors that the response is measured by, as a share of the state's."""
+
+ROUNDS = 3
+
+
+@torch.no_grad()
+def label_prior(
+    model: LanguageModel, vector: Intervention, template: Template, examples: Sequence[Example]
+) -> Intervention | None:
+    """The vector that, added to `vector`, shifts the labels' log-probabilities by the intercepts that fit examples.
+
+    Args:
+        model: the language model.
+        vector: at positions `last_prompt`; of any scale.
+        template: writes the prompts.
+        examples: labelled, all with the same choices.
+
+    Returns:
+        One vector at the last layer's residual site, with the shifts by label in its metadata. None where it cannot
+        serve: other positions, norms that are kept, choices that differ between examples or begin with the same token.
+    """
+    ids = first_tokens(template, examples)
+    if ids is None or vector.positions != "last_prompt" or vector.preserve_norm:
+        return None
+    llm, last = model.llm, len(find_decoder(model.llm).layers) - 1
+    head: Any = llm.get_output_embeddings()  # type: ignore[no-untyped-call]
+    rows = head.weight[ids].float()
+    rows = functional.normalize(rows - rows.mean(dim=0), dim=-1)
+    reuse = Reuse()
+
+    def shifted(weights: Tensor) -> tuple[Tensor, float]:
+        """The labels' logits (examples, labels), and the mean norm of the last state, under the vector and a shift."""
+        both = vector + _at(vector, last, weights @ rows)
+        prompts = [template.encode(example.input) for example in examples]
+        logits, norms = torch.zeros(len(examples), len(ids)), torch.zeros(len(examples))
+        with both.on(model), record_last_token(llm, "residual", [last]) as seen:
+            for started in started_batches(llm, prompts, pad_token(template.tokenizer), 32, reuse, own=True):
+                found = answer_logits(llm, started.batch, started.before)[:, 0, ids]
+                logits[started.rows], norms[started.rows] = found.float().cpu(), seen[last].float().norm(dim=-1).cpu()
+        return logits, float(norms.mean())
+
+    nothing = torch.zeros(len(ids), device=rows.device)
+    plain, norm = shifted(nothing)
+    with vector.on(model):
+        options = choose_options(llm, template, examples, reuse=reuse)
+    labels = torch.tensor([example.label for example in examples])
+    wanted = intercepts(-torch.tensor([one.nlls for one in options]), labels)
+    probes = PROBE * norm * torch.eye(len(ids), device=rows.device)
+    response = torch.stack([_centred(shifted(probe)[0] - plain) for probe in probes], dim=1) / (PROBE * norm)
+    weights = nothing
+    for _ in range(ROUNDS):  # the final norm and the softmax cap of some models bend the response
+        missing = wanted - _centred(shifted(weights)[0] - plain)
+        weights = weights + (torch.linalg.pinv(response) @ missing).to(weights)
+    shifts = dict(zip(examples[0].choices or (), [round(value, 4) for value in wanted.tolist()], strict=True))
+    found = _at(vector, last, weights @ rows)
+    return found.with_vectors(dict(found.items()), metadata=found.metadata | {"label_prior": shifts})
+
+
+def with_label_prior(
+    model: LanguageModel, vector: Intervention, template: Template, examples: Sequence[Example]
+) -> Intervention:
+    """`vector` with its `label_prior`, which its metadata tell of; as it is where there is none."""
+    prior = label_prior(model, vector, template, examples)
+    if prior is None:
+        return vector
+    both = vector + prior
+    return both.with_vectors(dict(both.items()), metadata=vector.metadata | prior.metadata)
+
+
+def first_tokens(template: Template, examples: Sequence[Example]) -> list[int] | None:
+    """The token that each label begins with; None unless all examples have the same labels, each with its own."""
+    if not examples or not examples[0].choices or len({example.choices for example in examples}) > 1:
+        return None
+    found = {
+        tuple(template.encode(e.input, answer=option, terminate=False).answer[0] for option in e.choices or ())
+        for e in examples
+    }
+    ids = found.pop()
+    return list(ids) if not found and len(set(ids)) == len(ids) else None
+
+
+def intercepts(logits: Tensor, labels: Tensor, ridge: float = RIDGE) -> Tensor:
+    """(labels,) added to logits (examples, labels) they make the labels (examples,) likeliest, less ridge · b² / 2."""
+    found = torch.zeros(logits.shape[1], dtype=torch.float64)
+    logits, hot = logits.double(), functional.one_hot(labels, logits.shape[1]).double()
+    for _ in range(50):  # Newton's method; the loss is convex
+        likely = (logits + found).softmax(dim=-1)
+        slope = (likely - hot).sum(dim=0) + ridge * found
+        curve = torch.diag(likely.sum(dim=0) + ridge) - likely.T @ likely
+        found = found - torch.linalg.solve(curve, slope)
+    return (found - found.mean()).float()
+
+
+def _centred(difference: Tensor) -> Tensor:
+    """(labels,) mean over examples, less the mean over labels, which changes no choice."""
+    mean = difference.mean(dim=0)
+    return mean - mean.mean()
+
+
+def _at(vector: Intervention, layer: int, value: Tensor) -> Intervention:
+    """A vector at the residual site of a layer, to be added to another intervention."""
+    identity = {k: v for k, v in vector.metadata.items() if k in ("base_model", "revision", "config_hash")}
+    return Intervention({("residual", layer): value}, positions=vector.positions, metadata=identity)

@@ -1,0 +1,107 @@
+"""The label prior against logits by hand: it shifts the labels as asked, and nothing where it cannot."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cast import label_prior as module
+from cast.label_prior import first_tokens, intercepts, label_prior, with_label_prior
+from laai.evaluate import choose_options
+from laai.intervention import Intervention
+from laai.prompts import Template
+from laai.tasks import Example, Task
+from tests.tiny_models import LAYERS
+
+
+@pytest.fixture
+def task():
+    labels = ("red", "blue", "stone")
+    examples = tuple(Example(f"{word} {i}", labels[i % 3], labels, i % 3) for i, word in enumerate("abcdefghijkl"))
+    return Task("kinds", examples)
+
+
+def skewed(task):
+    """Eight of twelve examples have the last label."""
+    examples = tuple(replace(e, output="stone", label=2) if i % 2 else e for i, e in enumerate(task.examples))
+    return replace(task, examples=examples)
+
+
+def logits_by_hand(model, template, examples, steering, ids):
+    rows = []
+    with steering.on(model), torch.no_grad():
+        for example in examples:
+            prompt = torch.tensor([template.encode(example.input).prompt])
+            rows.append(model.llm(input_ids=prompt, use_cache=False).logits[0, -1, ids])
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_labels_are_shifted_by_the_intercepts(character_model, letter_task, monkeypatch, name, scale):
+    model, ids = character_model(name), [4, 9]
+    monkeypatch.setattr(module, "first_tokens", lambda *_: ids)  # letter by letter all answers begin with a space
+    examples = [e for e in letter_task.examples if e.choices]
+    options = examples[0].choices
+    examples = [
+        replace(e, choices=options, output=options[i % 4 == 0], label=int(i % 4 == 0)) for i, e in enumerate(examples)
+    ]
+    labels = torch.tensor([example.label for example in examples])
+    template = Template(model.tokenizer, letter_task)
+    assert first_tokens(template, examples) is None
+    vector = scale * Intervention.random(model, "heads", range(LAYERS), norm=1.0, seed=1)
+    prior = label_prior(model, vector, template, examples)
+    plain = logits_by_hand(model, template, examples, vector, ids)
+    change = (logits_by_hand(model, template, examples, vector + prior, ids) - plain).mean(dim=0)
+    with vector.on(model):
+        nlls = torch.tensor([one.nlls for one in choose_options(model.llm, template, examples)])
+    wanted = intercepts(-nlls, labels)
+    torch.testing.assert_close(change - change.mean(), wanted, rtol=0.03, atol=0.02)
+    assert wanted.abs().min() > 0.1
+    assert list(prior.metadata["label_prior"].values()) == pytest.approx(wanted.tolist(), abs=1e-3)
+
+
+def test_a_leaning_is_learned_and_told(tiny, task, monkeypatch):
+    monkeypatch.setattr(module, "intercepts", lambda *a: intercepts(*a, ridge=10.0))  # what a final norm lets through
+    task = skewed(task)
+    template, vector = Template(tiny.tokenizer, task), Intervention.random(tiny, "heads", range(3), norm=2.0, seed=3)
+    both = with_label_prior(tiny, 0.5 * vector, template, task.examples)
+    assert both.sites == ["heads", "residual"]
+    assert set(both.metadata["label_prior"]) == {"red", "blue", "stone"}
+
+    def odds(steering):
+        """Mean log-probabilities of the whole labels, less their mean."""
+        with steering.on(tiny):
+            found = choose_options(tiny.llm, template, task.examples)
+        mean = -torch.tensor([one.nlls for one in found]).mean(dim=0)
+        return mean - mean.mean()
+
+    wanted = torch.tensor(list(both.metadata["label_prior"].values()))
+    assert wanted.argmax() == 2
+    torch.testing.assert_close(odds(both) - odds(0.5 * vector), wanted, rtol=0.1, atol=0.05)
+
+
+def test_where_it_cannot_serve(tiny, task, word_task):
+    template, vector = Template(tiny.tokenizer, task), Intervention.random(tiny, "heads", [1], seed=0)
+    examples = task.examples
+    everywhere = vector.with_vectors(dict(vector.items()), positions="generated")
+    kept = vector.with_vectors(dict(vector.items()), preserve_norm=True)
+    for other in (everywhere, kept):
+        assert label_prior(tiny, other, template, examples) is None
+    same = [replace(e, choices=("red", "red hot", "stone"), label=0, output="red") for e in examples]
+    differing = [replace(examples[0], choices=("red", "blue"), output="red", label=0), *examples[1:]]
+    for bad in (same, differing, [], [replace(e, choices=None, label=None) for e in examples]):
+        assert label_prior(tiny, vector, template, bad) is None
+        assert with_label_prior(tiny, vector, template, bad) is vector
+
+
+def test_intercepts():
+    logits, labels = torch.zeros(100, 2), torch.tensor([0] * 80 + [1] * 20)
+    found = intercepts(logits, labels, ridge=1e-9)
+    torch.testing.assert_close(found, torch.tensor([0.5, -0.5]) * torch.tensor(4.0).log())
+    assert intercepts(logits, labels, ridge=1e9).abs().max() < 1e-6
+    few = intercepts(logits[:1], labels[:1])
+    assert 0 < few[0] < 1, "one example says little"
+    assert module.RIDGE > 0
