@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=40, help="test queries (default: 40)")
     parser.add_argument("--development", type=int, default=16, help="target examples to choose on (default: 16)")
     parser.add_argument("--base_model", default="default")
+    parser.add_argument("--report", action="store_true", help="run nothing; write the report of what is there")
     parser.add_argument("--json", type=Path, default=RESULTS / "cast_analysis.json")
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -74,7 +75,7 @@ def main() -> None:
             parser.error(f"{options.json} holds results of other settings; move it away or name another --json")
         kept = found["parts"]
     study: Study | None = None
-    for part in options.parts:
+    for part in () if options.report else options.parts:
         rows: list[Row] = kept.setdefault(part, [])
         done = [{k: row[k] for k in row["key"]} for row in rows]
         missing = [key for key in keys(part, options) if key not in done]

@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--longest", type=int, default=1500, help="tokens of a cross-task prompt (default: 1500)")
     parser.add_argument("--base_model", default="default")
+    parser.add_argument("--report", action="store_true", help="run nothing; write the report of what is there")
     parser.add_argument("--json", type=Path, help="default: experiments/results/cast_transfer_SUITE.json")
     options = parser.parse_args()
     if not options.suite and not (options.sources and options.targets):
@@ -131,6 +132,7 @@ def main() -> None:
         for target in targets
         if source != target and not any((r["seed"], r["source"], r["target"]) == (seed, source, target) for r in rows)
     ]
+    missing = [] if options.report else missing
     matrix = Matrix(laai.load_model(options.base_model), options) if missing else None
     for number, (seed, source, target) in enumerate(missing, 1):
         assert matrix is not None

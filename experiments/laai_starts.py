@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=50, help="test queries of a task (default: 50)")
     parser.add_argument("--site", choices=("heads", "residual"), default="heads")
     parser.add_argument("--base_model", default="default")
+    parser.add_argument("--report", action="store_true", help="run nothing; write the report of what is there")
     parser.add_argument("--json", type=Path, default=RESULTS / "laai_starts.json")
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -75,7 +76,7 @@ def main() -> None:
             parser.error(f"{options.json} holds results of other settings; move it away or name another --json")
         rows = kept["rows"]
     done = {(r["task"], r["seed"], r["size"], r["start"]) for r in rows}
-    cells = [(seed, task) for seed in options.seeds for task in options.tasks]
+    cells = [] if options.report else [(seed, task) for seed in options.seeds for task in options.tasks]
     model: LanguageModel | None = None
     others: dict[tuple[str, int], Intervention] = {}
     for number, (seed, task) in enumerate(cells, 1):

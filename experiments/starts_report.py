@@ -57,10 +57,10 @@ def report(rows: list[Row], facts: Row) -> str:
     tasks, seeds = sorted({r["task"] for r in rows}), sorted({r["seed"] for r in rows})
     about = ", ".join(f"{name} {value}" for name, value in facts.items())
     out = ["# Starts of LAAI", "", f"{len(tasks)} tasks ({', '.join(tasks)}), seeds {seeds}; {about}.", ""]
-    out += ["Mean exact match after learning, by number of examples:", ""]
+    out += ["Mean exact match after learning, by number of examples (over how many tasks and seeds, if not all):", ""]
     out += [f"| start | {' | '.join(map(str, sizes))} |", "| --- |" + " ---: |" * len(sizes)]
     for start in starts:
-        cells = [_mean(table(rows, start, size)) for size in sizes]
+        cells = [_mean(table(rows, start, size), whole=len(tasks) * len(seeds)) for size in sizes]
         out.append(f"| {start} | {' | '.join(cells)} |")
     if "zero" in starts:
         out += ["", "Against the start from zero: paired differences, 95% bootstrap intervals over tasks:", ""]
@@ -86,7 +86,7 @@ def report(rows: list[Row], facts: Row) -> str:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Exact match against number of examples: one line a start, bands from resampling tasks."""
+    """Exact match against number of examples, one line a start, over the tasks and seeds that all starts have run."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -94,8 +94,10 @@ def draw(rows: list[Row], path: Path) -> None:
 
     starts, sizes = list(dict.fromkeys(r["start"] for r in rows)), sorted({r["size"] for r in rows})
     figure, axis = pyplot.subplots(figsize=(7.2, 4.2), layout="constrained")
+    tables = {(start, size): table(rows, start, size) for start in starts for size in sizes}
+    shared = {n: set.intersection(*(set(t) for s in starts if (t := tables[s, n]))) for n in sizes}
     for number, start in enumerate(starts):
-        points = [(size, list(found.values())) for size in sizes if (found := table(rows, start, size))]
+        points = [(n, [v for k, v in found.items() if k in shared[n]]) for n in sizes if (found := tables[start, n])]
         if not points:
             continue
         means = [float(np.mean(values)) for _, values in points]
@@ -115,12 +117,17 @@ def draw(rows: list[Row], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _mean(found: dict[Any, float], digits: int = 3) -> str:
-    return f"{np.mean(list(found.values())):.{digits}f}" if found else "-"
+def _mean(found: dict[Any, float], digits: int = 3, whole: int | None = None) -> str:
+    if not found:
+        return "-"
+    some = "" if whole in (None, len(found)) else f" ({len(found)})"
+    return f"{np.mean(list(found.values())):.{digits}f}{some}"
 
 
 def _difference(a: dict[Any, float], b: dict[Any, float]) -> str:
     if not a.keys() & b.keys():
         return "-"
-    mean, low, high, _ = difference(a, b)
+    mean, low, high, cells = difference(a, b)
+    if len({task for task, _ in a.keys() & b.keys()}) < 3:
+        return f"{mean:+.3f} ({cells} in all)"  # tasks that no interval can be drawn from
     return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
