@@ -85,8 +85,8 @@ def transfer(
         shots: demonstrations in few-shot prompts: those of the extraction, and those of both prompting baselines.
         scales: strengths to choose from.
         refuse: leave the model as it is where the vector is not expected to help (`Choice.helps`).
-        calibrate: add a `label_prior` of the development examples, to the vector and to the controls. The baseline
-            `label prior` is that of the model without a vector.
+        calibrate: add the `label_prior` that makes labels equally likely over the development examples, to the vector
+            and to the controls. The baseline `label prior` is that of the model without a vector.
         centre: tasks whose mean vector is taken off, see `centred`.
         baselines: which of `BASELINES` to measure beside it.
         style: prompt style.

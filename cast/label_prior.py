@@ -1,10 +1,9 @@
-"""A vector that sets how likely the labels of a task are before a query is read: part of what steering upsets.
+"""A vector that makes the labels of a task equally likely before a query is read: part of what steering upsets.
 
-A CAST vector carries its source's leaning to some words over others, and a small model's forced choice can hang on the
-leaning it had. On a few labelled examples of the target the intercepts of a logistic regression on the labels'
-log-probabilities say what leaning would fit (one number a label, so ten examples serve; contextual calibration,
-2102.09690, does it without labels and outside the model). A vector on the last layer's output, in the span of
-the labels' rows of the output head, then gives these intercepts to the first answer token.
+A CAST vector carries its source's leaning to some words over others, and a small model leans to some labels by itself.
+Batch calibration (2309.17249) takes each label's mean probability over some queries, of which no label is needed, off
+its log-probability. Here a vector on the last layer's output, in the span of the labels' rows of the output head, does
+the same to the first answer token, so that generation has it too and it travels in the same file.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from laai.models import LanguageModel
 from laai.prompts import Template, pad_token
 from laai.tasks import Example
 
-RIDGE = 1.0
-"""Precision of the Gaussian prior of each intercept, nats⁻²: with no example there would be no shift."""
+MEAN_FLOOR = 1e-3
+"""A label's mean probability that is not told from less: what never is likely is not to be blown up without end."""
 
 PROBE = 0.02
 """Length of the vectors that the response is measured by, as a share of the state's."""
@@ -39,13 +38,13 @@ ROUNDS = 3
 def label_prior(
     model: LanguageModel, vector: Intervention, template: Template, examples: Sequence[Example]
 ) -> Intervention | None:
-    """The vector that, added to `vector`, shifts the labels' log-probabilities by the intercepts that fit examples.
+    """The vector that, added to `vector`, shifts the labels' log-probabilities by their `offsets`.
 
     Args:
         model: the language model.
         vector: at positions `last_prompt`; of any scale.
         template: writes the prompts.
-        examples: labelled, all with the same choices.
+        examples: all with the same choices; which of them is right is not looked at.
 
     Returns:
         One vector at the last layer's residual site, with the shifts by label in its metadata. None where it cannot
@@ -75,8 +74,7 @@ def label_prior(
     plain, norm = shifted(nothing)
     with vector.on(model):
         options = choose_options(llm, template, examples, reuse=reuse)
-    labels = torch.tensor([example.label for example in examples])
-    wanted = intercepts(-torch.tensor([one.nlls for one in options]), labels)
+    wanted = offsets(-torch.tensor([one.nlls for one in options]))
     probes = PROBE * norm * torch.eye(len(ids), device=rows.device)
     response = torch.stack([_centred(shifted(probe)[0] - plain) for probe in probes], dim=1) / (PROBE * norm)
     weights = nothing
@@ -111,15 +109,12 @@ def first_tokens(template: Template, examples: Sequence[Example]) -> list[int] |
     return list(ids) if not found and len(set(ids)) == len(ids) else None
 
 
-def intercepts(logits: Tensor, labels: Tensor, ridge: float = RIDGE) -> Tensor:
-    """(labels,) added to logits (examples, labels) they make the labels (examples,) likeliest, less ridge · b² / 2."""
-    found = torch.zeros(logits.shape[1], dtype=torch.float64)
-    logits, hot = logits.double(), functional.one_hot(labels, logits.shape[1]).double()
-    for _ in range(50):  # Newton's method; the loss is convex
-        likely = (logits + found).softmax(dim=-1)
-        slope = (likely - hot).sum(dim=0) + ridge * found
-        curve = torch.diag(likely.sum(dim=0) + ridge) - likely.T @ likely
-        found = found - torch.linalg.solve(curve, slope)
+def offsets(logits: Tensor) -> Tensor:
+    """(labels,) that, added to logits (examples, labels), make all labels about equally likely over the examples.
+
+    Minus the logarithm of each label's mean probability (batch calibration, 2309.17249), less the mean over labels.
+    """
+    found = -logits.double().softmax(dim=-1).mean(dim=0).clamp_min(MEAN_FLOOR).log()
     return (found - found.mean()).float()
 
 

@@ -9,10 +9,9 @@
 Every finished cell (source, target, seed) is kept in the JSON file, and a run that was stopped goes on from there. The
 report (Markdown), a CSV table and heat maps are written beside it. Layers and scale are chosen on --development
 labelled target examples that are neither tested nor shown. `cast` is the vector as chosen, `cast, if it helps` leaves
-the model alone where the choice expects no gain. Where all queries have the same labels, vectors and controls
-set these labels' prior too, from the development examples; `label prior` does nothing else. All methods see the same
-queries; `cross-task few-shot` shows as many
-source examples as the vector has samples, as far as --longest tokens allow.
+the model alone where the choice expects no gain. Where all queries have the same labels, vectors and controls make
+these labels equally likely over the development examples; `label prior` does nothing else. All methods see the same
+queries; `cross-task few-shot` shows as many source examples as the vector has samples, as far as --longest tokens allow.
 """
 
 from __future__ import annotations

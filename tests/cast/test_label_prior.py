@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cast import label_prior as module
-from cast.label_prior import first_tokens, intercepts, label_prior, with_label_prior
+from cast.label_prior import first_tokens, label_prior, offsets, with_label_prior
 from laai.evaluate import choose_options
 from laai.intervention import Intervention
 from laai.prompts import Template
@@ -23,12 +23,6 @@ def task():
     return Task("kinds", examples)
 
 
-def skewed(task):
-    """Eight of twelve examples have the last label."""
-    examples = tuple(replace(e, output="stone", label=2) if i % 2 else e for i, e in enumerate(task.examples))
-    return replace(task, examples=examples)
-
-
 def logits_by_hand(model, template, examples, steering, ids):
     rows = []
     with steering.on(model), torch.no_grad():
@@ -40,15 +34,13 @@ def logits_by_hand(model, template, examples, steering, ids):
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
-def test_labels_are_shifted_by_the_intercepts(character_model, letter_task, monkeypatch, name, scale):
+def test_labels_are_shifted_by_the_offsets(character_model, letter_task, monkeypatch, name, scale):
     model, ids = character_model(name), [4, 9]
     monkeypatch.setattr(module, "first_tokens", lambda *_: ids)  # letter by letter all answers begin with a space
+    monkeypatch.setattr(module, "MEAN_FLOOR", 0.2)
     examples = [e for e in letter_task.examples if e.choices]
     options = examples[0].choices
-    examples = [
-        replace(e, choices=options, output=options[i % 4 == 0], label=int(i % 4 == 0)) for i, e in enumerate(examples)
-    ]
-    labels = torch.tensor([example.label for example in examples])
+    examples = [replace(e, choices=options, output=options[0], label=0) for e in examples]
     template = Template(model.tokenizer, letter_task)
     assert first_tokens(template, examples) is None
     vector = scale * Intervention.random(model, "heads", range(LAYERS), norm=1.0, seed=1)
@@ -57,15 +49,14 @@ def test_labels_are_shifted_by_the_intercepts(character_model, letter_task, monk
     change = (logits_by_hand(model, template, examples, vector + prior, ids) - plain).mean(dim=0)
     with vector.on(model):
         nlls = torch.tensor([one.nlls for one in choose_options(model.llm, template, examples)])
-    wanted = intercepts(-nlls, labels)
+    wanted = offsets(-nlls)
     torch.testing.assert_close(change - change.mean(), wanted, rtol=0.03, atol=0.02)
-    assert wanted.abs().min() > 0.1
+    assert wanted.abs().min() > 0.01
     assert list(prior.metadata["label_prior"].values()) == pytest.approx(wanted.tolist(), abs=1e-3)
 
 
-def test_a_leaning_is_learned_and_told(tiny, task, monkeypatch):
-    monkeypatch.setattr(module, "intercepts", lambda *a: intercepts(*a, ridge=10.0))  # what a final norm lets through
-    task = skewed(task)
+def test_labels_become_equally_likely(tiny, task, monkeypatch):
+    monkeypatch.setattr(module, "MEAN_FLOOR", 0.02)  # what the final norm of so small a model lets through
     template, vector = Template(tiny.tokenizer, task), Intervention.random(tiny, "heads", range(3), norm=2.0, seed=3)
     both = with_label_prior(tiny, 0.5 * vector, template, task.examples)
     assert both.sites == ["heads", "residual"]
@@ -79,8 +70,10 @@ def test_a_leaning_is_learned_and_told(tiny, task, monkeypatch):
         return mean - mean.mean()
 
     wanted = torch.tensor(list(both.metadata["label_prior"].values()))
-    assert wanted.argmax() == 2
     torch.testing.assert_close(odds(both) - odds(0.5 * vector), wanted, rtol=0.1, atol=0.05)
+    shuffled = [replace(e, label=(e.label + 1) % 3, output=e.choices[(e.label + 1) % 3]) for e in task.examples]
+    blind = with_label_prior(tiny, 0.5 * vector, template, shuffled)
+    assert blind.metadata == both.metadata, "which label is right is not looked at"
 
 
 def test_where_it_cannot_serve(tiny, task, word_task):
@@ -97,11 +90,9 @@ def test_where_it_cannot_serve(tiny, task, word_task):
         assert with_label_prior(tiny, vector, template, bad) is vector
 
 
-def test_intercepts():
-    logits, labels = torch.zeros(100, 2), torch.tensor([0] * 80 + [1] * 20)
-    found = intercepts(logits, labels, ridge=1e-9)
-    torch.testing.assert_close(found, torch.tensor([0.5, -0.5]) * torch.tensor(4.0).log())
-    assert intercepts(logits, labels, ridge=1e9).abs().max() < 1e-6
-    few = intercepts(logits[:1], labels[:1])
-    assert 0 < few[0] < 1, "one example says little"
-    assert module.RIDGE > 0
+def test_offsets():
+    logits = torch.tensor([[0.9, 0.1], [0.7, 0.3]]).log()
+    found = offsets(logits)
+    torch.testing.assert_close(found[1] - found[0], torch.tensor(4.0).log())
+    assert found.sum().abs() < 1e-6
+    assert offsets(torch.tensor([[0.0, -100.0]])).max() < 4, "what is never likely is not blown up"
