@@ -11,7 +11,8 @@ report (Markdown), a CSV table and heat maps are written beside it. Layers and s
 labelled target examples that are neither tested nor shown. `cast` is the vector as chosen, `cast, if it helps` leaves
 the model alone where the choice expects no gain. Where all queries have the same labels, vectors and controls make
 these labels equally likely over the development examples; `label prior` does nothing else. All methods see the same
-queries; `cross-task few-shot` shows as many source examples as the vector has samples, as far as --longest tokens allow.
+queries; `cross-task few-shot` shows as many source examples as the vector has samples, as far as --longest tokens
+allow.
 """
 
 from __future__ import annotations
