@@ -93,6 +93,13 @@ def test_chance_and_overflow_do_not_help():
     assert not found.helps
 
 
+def test_a_sure_gain_may_be_too_small_to_help():
+    small, enough = (choose(table([[[0.0] * 4, [gain] * 4, [0.0] * 4]] * 2)) for gain in (0.005, 0.02))
+    assert (small.scale, enough.scale) == (1.0, 1.0)
+    assert small.gain_low > 0
+    assert (small.helps, enough.helps) == (False, True)
+
+
 def test_places(tiny):
     residual = Intervention.zeros(tiny, "residual", [0, 2])
     assert places_of(tiny, residual) == [(0,), (2,)]

@@ -192,5 +192,12 @@ def test_transfer_prints_and_writes(word_file, tiny_folder, tmp_path, capsys, ti
     found = json.loads((tmp_path / "t.json").read_text())
     assert [row["method"] for row in found["rows"]][-2:] == ["cast", "random direction"]
     vector = Intervention.load(tmp_path / "t.safetensors", tiny)
-    assert vector.layers == found["choice"]["layers"]
+    assert vector.select(site="heads").layers == found["choice"]["layers"]
+    assert (vector.sites, set(found["label_prior"])) == (["heads", "residual"], {"red", "dark blue"})
+    assert "label prior: red" in out
     assert [part["weight"] for part in vector.metadata["cast"]["combined"]] == pytest.approx([2 / 3, 1 / 3])
+    main([*command, "--no_label_prior", "--centre", "antonym", "--output", str(tmp_path / "t.safetensors")])
+    assert "label prior" not in capsys.readouterr().out
+    bare = Intervention.load(tmp_path / "t.safetensors", tiny)
+    assert bare.sites == ["heads"]
+    assert [other["source"] for other in bare.metadata["cast"]["centred_on"]] == ["antonym"]
