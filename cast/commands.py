@@ -142,7 +142,7 @@ def _transfer(options: Any) -> None:
         sys.stdout.write(f"label prior: {', '.join(f'{label} {shift:+.2f}' for label, shift in prior.items())} nats\n")
     if found.refused:
         sys.stdout.write(
-            "not applied: on those examples the vector did not help by more than chance and 0.01 (--always applies it)\n"
+            "not applied: on those examples the vector helped by no more than chance or 0.01 (--always applies it)\n"
         )
     if options.output:
         sys.stdout.write(f"vector: {found.vector.save(options.output)}\n")
