@@ -173,9 +173,9 @@ def draw_vectors(rows: list[Row], figure: Any) -> None:
     for number, (key, title) in enumerate(titles.items()):
         style = "--" if title.startswith("null") else "-"
         left.plot(row["layers"], row["by_layer"][key], style, label=title, color=f"C{number}")
-    left.set(xlabel="layer", ylabel="mean cosine", title="Difference vectors by layer")
+    left.set(xlabel="layer", ylabel="mean cosine", title="Difference vectors of tasks, by layer")
     left.grid(alpha=0.3)
-    left.legend(frameon=False, fontsize=7)
+    left.legend(frameon=False, fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     from matplotlib import colormaps
 
     colours = colormaps["tab20"](range(20))
