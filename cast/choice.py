@@ -30,7 +30,7 @@ TRIES = 5
 """Places, best first, that are looked at for their forced choice, which costs a forward for every option."""
 
 LEAST_GAIN = 0.01
-"""Rise of the answers' probability, the exact match that sampling would expect, from which on a vector is worth it."""
+"""Rise of the answers' probability, the exact match that sampling would expect, that is worth some forced choice."""
 
 Right = Callable[[Sequence[int], float], Tensor]
 """Whether forced choice is right, (examples with choices,) bool, with the vector on these layers at this scale."""
@@ -45,8 +45,8 @@ class Choice:
     Attributes:
         layers: that keep their vectors.
         scale: the strength.
-        helps: answers got likelier by more than chance, the 95% bootstrap interval of `gain` lies above zero, and by
-            `LEAST_GAIN` at least.
+        helps: answers got likelier by more than chance: the 95% bootstrap interval of `gain` lies above zero. With
+            choices, which a vector can cost, by `LEAST_GAIN` at least.
         gain, gain_low, gain_high: mean rise of the whole answer's probability against no vector.
         choice_gain: mean rise of forced-choice accuracy; None without choices.
         examples: how many.
@@ -172,7 +172,7 @@ def choose(found: Grid, right: Right | None = None) -> Choice:
     return Choice(
         layers=found.layers[best[0]],
         scale=found.scales[best[1]],
-        helps=gain.low > 0 and gain.mean >= LEAST_GAIN,
+        helps=gain.low > 0 and (change is None or gain.mean >= LEAST_GAIN),
         gain=gain.mean,
         gain_low=gain.low,
         gain_high=gain.high,

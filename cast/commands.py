@@ -141,9 +141,7 @@ def _transfer(options: Any) -> None:
     if prior := found.vector.metadata.get("label_prior"):
         sys.stdout.write(f"label prior: {', '.join(f'{label} {shift:+.2f}' for label, shift in prior.items())} nats\n")
     if found.refused:
-        sys.stdout.write(
-            "not applied: on those examples the vector helped by no more than chance or 0.01 (--always applies it)\n"
-        )
+        sys.stdout.write("not applied: on those examples the vector did not help enough (--always applies it)\n")
     if options.output:
         sys.stdout.write(f"vector: {found.vector.save(options.output)}\n")
     if options.json:

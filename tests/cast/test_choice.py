@@ -94,7 +94,9 @@ def test_chance_and_overflow_do_not_help():
 
 
 def test_a_sure_gain_may_be_too_small_to_help():
-    small, enough = (choose(table([[[0.0] * 4, [gain] * 4, [0.0] * 4]] * 2)) for gain in (0.005, 0.02))
+    grids = [table([[[0.0] * 4, [gain] * 4, [0.0] * 4]] * 2) for gain in (0.005, 0.02)]
+    small, enough = (choose(found, lambda *_: torch.ones(4)) for found in grids)
+    assert choose(grids[0]).helps, "without options there is no forced choice to lose"
     assert (small.scale, enough.scale) == (1.0, 1.0)
     assert small.gain_low > 0
     assert (small.helps, enough.helps) == (False, True)
