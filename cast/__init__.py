@@ -9,20 +9,32 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cast.cross_task import transfer
+    from cast.cross_task import centred, transfer
     from cast.extraction import extract, extract_from, extract_own
+    from cast.label_prior import with_label_prior
     from cast.scale import best_scale
     from cast.start import CastStart
 
 _HOMES = {
     "CastStart": "cast.start",
     "best_scale": "cast.scale",
+    "centred": "cast.cross_task",
     "extract": "cast.extraction",
     "extract_from": "cast.extraction",
     "extract_own": "cast.extraction",
     "transfer": "cast.cross_task",
+    "with_label_prior": "cast.label_prior",
 }
-__all__ = ["CastStart", "best_scale", "extract", "extract_from", "extract_own", "transfer"]
+__all__ = [
+    "CastStart",
+    "best_scale",
+    "centred",
+    "extract",
+    "extract_from",
+    "extract_own",
+    "transfer",
+    "with_label_prior",
+]
 
 
 def __getattr__(name: str) -> Any:
