@@ -55,7 +55,7 @@ def label_prior(
         return None
     llm, last = model.llm, len(find_decoder(model.llm).layers) - 1
     head: Any = llm.get_output_embeddings()  # type: ignore[no-untyped-call]
-    rows = head.weight[ids].float()
+    rows = head.weight[ids].float().cpu()
     rows = functional.normalize(rows - rows.mean(dim=0), dim=-1)
     reuse = Reuse()
 
@@ -70,17 +70,17 @@ def label_prior(
                 logits[started.rows], norms[started.rows] = found.float().cpu(), seen[last].float().norm(dim=-1).cpu()
         return logits, float(norms.mean())
 
-    nothing = torch.zeros(len(ids), device=rows.device)
+    nothing = torch.zeros(len(ids))
     plain, norm = shifted(nothing)
     with vector.on(model):
         options = choose_options(llm, template, examples, reuse=reuse)
     wanted = offsets(-torch.tensor([one.nlls for one in options]))
-    probes = PROBE * norm * torch.eye(len(ids), device=rows.device)
+    probes = PROBE * norm * torch.eye(len(ids))
     response = torch.stack([_centred(shifted(probe)[0] - plain) for probe in probes], dim=1) / (PROBE * norm)
     weights = nothing
     for _ in range(ROUNDS):  # the final norm and the softmax cap of some models bend the response
         missing = wanted - _centred(shifted(weights)[0] - plain)
-        weights = weights + (torch.linalg.pinv(response) @ missing).to(weights)
+        weights = weights + torch.linalg.pinv(response) @ missing
     shifts = dict(zip(examples[0].choices or (), [round(value, 4) for value in wanted.tolist()], strict=True))
     found = _at(vector, last, weights @ rows)
     return found.with_vectors(dict(found.items()), metadata=found.metadata | {"label_prior": shifts})
