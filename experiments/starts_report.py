@@ -28,12 +28,13 @@ def write_report(rows: list[Row], facts: Row, path: Path) -> str:
 
 
 def table(rows: list[Row], start: str, size: int, at_step: int | None = None) -> dict[tuple[str, int], float]:
-    """Exact match by (task, seed)."""
-    return {
-        (r["task"], r["seed"]): float(np.mean(r["exact"]))
-        for r in rows
-        if (r["start"], r["size"], r["at_step"]) == (start, size, at_step)
-    }
+    """Exact match by (task, seed), at the end or after so many steps; what had ended by then counts as it ended."""
+    found = {}
+    for r in rows:
+        ended = r["at_step"] is None and (at_step is None or r["steps"] <= at_step)
+        if (r["start"], r["size"]) == (start, size) and (ended or r["at_step"] == at_step):
+            found[r["task"], r["seed"]] = float(np.mean(r["exact"]))
+    return found
 
 
 def difference(a: dict[Any, float], b: dict[Any, float], resamples: int = 5000) -> tuple[float, float, float, int]:
@@ -76,6 +77,9 @@ def report(rows: list[Row], facts: Row) -> str:
             for start in starts:
                 cells = [_mean(table(rows, start, size, step)) for step in [*steps, None]]
                 out.append(f"| {start} | {' | '.join(cells)} |")
+            for start in [s for s in starts if s != "zero" and "zero" in starts]:
+                pairs = [(table(rows, start, size, step), table(rows, "zero", size, step)) for step in [*steps, None]]
+                out.append(f"| {start} − zero | {' | '.join(_difference(*pair) for pair in pairs)} |")
     out += ["", "By task (mean over seeds), " + " / ".join(starts) + ":", ""]
     out += [f"| task | {' | '.join(f'{size} examples' for size in sizes)} |", "| --- |" + " --- |" * len(sizes)]
     for task in tasks:
@@ -86,33 +90,47 @@ def report(rows: list[Row], facts: Row) -> str:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Exact match against number of examples, one line a start, over the tasks and seeds that all starts have run."""
+    """Exact match against number of examples, and against steps where these were asked for: one line a start.
+
+    Over the tasks and seeds that all starts have run, which lines that are compared have in common.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     starts, sizes = list(dict.fromkeys(r["start"] for r in rows)), sorted({r["size"] for r in rows})
-    figure, axis = pyplot.subplots(figsize=(7.2, 4.2), layout="constrained")
-    tables = {(start, size): table(rows, start, size) for start in starts for size in sizes}
-    shared = {n: set.intersection(*(set(t) for s in starts if (t := tables[s, n]))) for n in sizes}
-    for number, start in enumerate(starts):
-        points = [(n, [v for k, v in found.items() if k in shared[n]]) for n in sizes if (found := tables[start, n])]
-        if not points:
-            continue
-        means = [float(np.mean(values)) for _, values in points]
-        axis.plot(
-            [size for size, _ in points], means, marker="o", ms=4, label=LABELS.get(start, start), color=f"C{number}"
-        )
-    axis.set_xscale("log")
-    axis.set_xticks(sizes, [str(size) for size in sizes])
-    axis.minorticks_off()
-    axis.set_xlabel("training examples")
-    axis.set_ylabel("mean exact match")
-    axis.set_ylim(bottom=0)
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=9)
+    stepped = [size for size in sizes if any(r["size"] == size and r["at_step"] is not None for r in rows)]
+    panels: list[int | None] = [None] * (len(sizes) > 1 or not stepped) + stepped
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(1.5 + 5.7 * len(panels), 4.2), layout="constrained", squeeze=False, sharey=True
+    )
+    for axis, size in zip(axes[0], panels, strict=True):
+        own = [r for r in rows if r["size"] == size]
+        end = max((r["steps"] for r in own if r["at_step"] is None), default=0)
+        at = sizes if size is None else sorted({r["at_step"] for r in own if r["at_step"] is not None} | {end})
+        tables = {
+            (start, n): table(rows, start, n) if size is None else table(rows, start, size, n)
+            for start in starts
+            for n in at
+        }
+        for number, start in enumerate(starts):
+            points = []
+            for n in at:
+                if found := tables[start, n]:
+                    shared = set.intersection(*(set(tables[s, n]) for s in starts if tables[s, n]))
+                    points.append((n, float(np.mean([v for k, v in found.items() if k in shared]))))
+            axis.plot(*zip(*points, strict=True), marker="o", ms=4, label=LABELS.get(start, start), color=f"C{number}")
+        if size is None:
+            axis.set_xscale("log")
+            axis.minorticks_off()
+        axis.set_xticks(at, [str(n) for n in at])
+        axis.set_xlabel("training examples" if size is None else f"optimiser steps, {size} examples")
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("mean exact match")
+    axes[0, 0].legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
