@@ -35,7 +35,12 @@ COSINES = {
 def main() -> None:
     """Read both files and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--matrix", type=Path, nargs="+", default=[RESULTS / "cast_transfer_words.json"])
+    parser.add_argument(
+        "--matrix",
+        type=Path,
+        nargs="+",
+        default=[RESULTS / f"cast_transfer_{suite}.json" for suite in ("words", "paper")],
+    )
     parser.add_argument("--vectors", type=Path, nargs="+", default=[RESULTS / "cast_analysis.json"])
     parser.add_argument("--output", type=Path, default=RESULTS / "cast_prediction.md")
     options = parser.parse_args()
