@@ -38,6 +38,11 @@ def test_the_model_is_left_unhooked(character_model, letter_task, monkeypatch):
     model = character_model("llama")
     prompt = Template(model.tokenizer, letter_task).encode("a", answer="be")
     vector = Intervention(random_vectors("llama", [("heads", 1)]))
+
+    def hooks():
+        return [(*m._forward_hooks.values(), *m._forward_pre_hooks.values()) for m in model.llm.modules()]
+
+    before = hooks()
     best_scale(model, vector, [prompt])
 
     def fail(*_, **__):
@@ -46,5 +51,5 @@ def test_the_model_is_left_unhooked(character_model, letter_task, monkeypatch):
     monkeypatch.setattr(model.llm.lm_head, "forward", fail)
     with pytest.raises(KeyError):
         best_scale(model, vector, [prompt])
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.llm.modules())
+    assert hooks() == before
     assert "generate" not in vars(model.llm)
