@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from cast.select import select
-from cast.words import STRATEGIES
+from cast.words import STRATEGIES, Strategy
 from laai.files import write_json
 from laai.memory import peak_megabytes
 
@@ -57,14 +57,14 @@ def main() -> None:
         draw(rows, options.plot or options.json.with_suffix(".png"))
 
 
-def measure(n: int, strategy: str, samples: int, width: int, seed: int = 0) -> Row:
+def measure(n: int, strategy: Strategy, samples: int, width: int, seed: int = 0) -> Row:
     """One row, in this process."""
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((max(n // 200, 5), width), dtype=np.float32)
     embeddings = centres[rng.integers(len(centres), size=n)]
     embeddings += rng.standard_normal((n, width), dtype=np.float32)
     began = time.perf_counter()
-    chosen = select(strategy, n, samples, lambda: embeddings, seed)  # type: ignore[arg-type]
+    chosen = select(strategy, n, samples, lambda: embeddings, seed)
     seconds = time.perf_counter() - began
     assert len(set(chosen)) == min(samples, n)
     return {"n": n, "strategy": strategy, "seconds": seconds, "peak_bytes": 1e6 * peak_megabytes(torch.device("cpu"))}

@@ -16,7 +16,6 @@ from there; the report and its pictures are written beside it.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import time
 import warnings
@@ -26,6 +25,7 @@ from typing import Any
 
 import vector_geometry
 from analysis_report import write_report
+from resuming import kept_results
 from transfer_studies import VARIANTS, Study
 
 import laai
@@ -68,12 +68,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     facts = {name: getattr(options, name) for name in ("base_model", "samples", "shots", "pool", "queries")}
     facts["development"] = options.development
-    kept: dict[str, list[Row]] = {}
-    if options.json.exists():
-        found = json.loads(options.json.read_text())
-        if {name: found.get(name) for name in facts} != facts:
-            parser.error(f"{options.json} holds results of other settings; move it away or name another --json")
-        kept = found["parts"]
+    kept: dict[str, list[Row]] = kept_results(parser, options.json, facts).get("parts", {})
     study: Study | None = None
     for part in () if options.report else options.parts:
         rows: list[Row] = kept.setdefault(part, [])

@@ -31,13 +31,14 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from cast_report import OWN, write_report
+from resuming import kept_results
 
 import cast
 import laai
 from cast.choice import choose_place
 from cast.cross_task import demonstrations_of, of_equal_norm, without
 from cast.label_prior import label_prior, with_label_prior
-from cast.words import STRATEGIES
+from cast.words import STRATEGIES, Strategy
 from laai.batches import Reuse
 from laai.compare import Method, compare
 from laai.data import FewShotDataModule
@@ -119,12 +120,7 @@ def main() -> None:
     names = ("base_model", "pool", "samples", "shots", "queries", "development", "select", "site", "longest")
     facts = {name: getattr(options, name) for name in names} | {"skip": options.skip}
     facts["label_prior"] = options.label_prior
-    rows: list[Row] = []
-    if path.exists():
-        kept = json.loads(path.read_text())
-        if {name: kept.get(name) for name in facts} != facts:
-            parser.error(f"{path} holds results of other settings; move it away or name another --json")
-        rows = kept["rows"]
+    rows: list[Row] = kept_results(parser, path, facts).get("rows", [])
     missing = [
         (seed, source, target)
         for seed in options.seeds
@@ -167,19 +163,17 @@ class Matrix:
                 task = load_task(found["task"], columns=found["columns"])
                 task = replace(task, **{key: found[key] for key in ("instruction", "answer_prefix") if key in found})
             else:
-                folder = self._options.data / name if self._options.data else None
-                task = load_task(folder if folder is not None and folder.is_dir() else name)
-            instruction = task.instruction or INSTRUCTIONS.get(name, "")
-            self._tasks[name] = replace(task, instruction=instruction)
+                task = find_task(name, self._options.data)
+            self._tasks[name] = task
         return self._tasks[name]
 
-    def vector(self, source: Task, seed: int, strategy: str) -> Intervention:
+    def vector(self, source: Task, seed: int, strategy: Strategy) -> Intervention:
         """The vector of a source."""
         key = (source, seed, strategy)
         if key not in self._vectors:
             o = self._options
             self._vectors[key] = cast.extract(
-                self._model, source, samples=o.samples, shots=min(o.shots, o.samples - 1), strategy=strategy,  # type: ignore[arg-type]
+                self._model, source, samples=o.samples, shots=min(o.shots, o.samples - 1), strategy=strategy,
                 from_selected=True, site=o.site, seed=seed, batch_size=4,
             )  # fmt: skip
         return self._vectors[key]
@@ -205,7 +199,8 @@ class Matrix:
         skip, choices = o.skip or (), dict[str, Any]()
         if "cross-task few-shot" not in skip:
             methods.append(Method("cross-task few-shot", before=self.shown(pool, template, data, seed)))
-        for name, strategy in (("cast", o.select), ("random samples", "random")):
+        strategies: dict[str, Strategy] = {"cast": o.select, "random samples": "random"}
+        for name, strategy in strategies.items():
             if name in skip:
                 continue
             vector = self.vector(pool, seed, strategy)
@@ -241,6 +236,13 @@ class Matrix:
             if len(before) + longest <= self._options.longest:
                 break
         return shown
+
+
+def find_task(name: str, data: Path | None) -> Task:
+    """A task by its folder below `data`, or by a name that `load_task` knows, with an instruction."""
+    folder = data / name if data else None
+    task = load_task(folder if folder is not None and folder.is_dir() else name)
+    return replace(task, instruction=task.instruction or INSTRUCTIONS.get(name, ""))
 
 
 def thinned(task: Task, most: int, seed: int) -> Task:

@@ -15,7 +15,6 @@ that was stopped goes on from there; the report and the picture are written besi
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import time
 import warnings
@@ -25,6 +24,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from resuming import kept_results
 from starts_report import Row, write_report
 
 import cast
@@ -69,12 +69,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     facts = {name: getattr(options, name) for name in ("base_model", "queries", "site", "at_steps")} | {"steps": STEPS}
-    rows: list[Row] = []
-    if options.json.exists():
-        kept = json.loads(options.json.read_text())
-        if {name: kept.get(name) for name in facts} != facts:
-            parser.error(f"{options.json} holds results of other settings; move it away or name another --json")
-        rows = kept["rows"]
+    rows: list[Row] = kept_results(parser, options.json, facts).get("rows", [])
     done = {(r["task"], r["seed"], r["size"], r["start"]) for r in rows}
     cells = [] if options.report else [(seed, task) for seed in options.seeds for task in options.tasks]
     model: LanguageModel | None = None

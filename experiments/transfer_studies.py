@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from cast_transfer import INSTRUCTIONS, thinned
+from cast_transfer import find_task, thinned
 
 from cast.choice import choose_place, grid
 from cast.contrast import Contrast
@@ -26,7 +26,7 @@ from laai.layers import find_decoder
 from laai.models import LanguageModel
 from laai.prefix import rows_of, run_prefix
 from laai.prompts import Shown, Template, collate, pad_token
-from laai.tasks import Example, Task, load_task
+from laai.tasks import Example, Task
 
 Row = dict[str, Any]
 Places = Sequence[Sequence[int]]
@@ -49,9 +49,7 @@ class Study:
     def task(self, name: str) -> Task:
         """A task with its instruction."""
         if name not in self._tasks:
-            folder = self.options.data / name if self.options.data else None
-            task = load_task(folder if folder is not None and folder.is_dir() else name)
-            self._tasks[name] = replace(task, instruction=task.instruction or INSTRUCTIONS.get(name, ""))
+            self._tasks[name] = find_task(name, self.options.data)
         return self._tasks[name]
 
     def pool(self, source: str, target: str, seed: int) -> Task:
@@ -114,7 +112,7 @@ class Study:
     def samples(self, source: str, target: str, seed: int, count: int) -> Row:
         """So many source samples: as a vector, and as demonstrations of the other task."""
         pool = self.pool(source, target, seed)
-        order = draw(pool.examples, max(self.options.counts), self.options.shots, seed)  # fewer are the first of them
+        order = draw(pool.examples, len(pool.examples), self.options.shots, seed)  # fewer are the first of them
         drawn = Samples(order.samples[:count], order.demonstrations[:count])
         found = self.steered(self.vector(pool, drawn), target, seed)
         template = replace(
@@ -180,7 +178,7 @@ class Study:
         }
 
     def profile(self, source: str, target: str, seed: int) -> Row:
-        """Probability of the answer by layers and scale: thirds of the layers at `heads`, each at `residual`."""
+        """Probability of the answer by layers and scale: sixths of the layers at `heads`, each at `residual`."""
         pool, o = self.pool(source, target, seed), self.options
         drawn = draw(pool.examples, o.samples, o.shots, seed)
         source_template = Template(self.model.tokenizer, pool)

@@ -50,6 +50,7 @@ class Reuse:
         self.budget, self.store = budget, PrefixStore(budget)
         self._beginnings: dict[tuple[int, ...], tuple[SharedPrefix, float]] = {}
         self._seconds: dict[bytes, float] = {}
+        self._once = 0.0  # a prompt's share of the seconds that the common beginning took
         self._continues: bool | None = None if budget != "off" else False
 
     def clear(self) -> None:
@@ -70,9 +71,16 @@ class Reuse:
         found = self._beginnings[tuple(shared.ids.tolist())] = (shared, time.perf_counter() - began)
         return found
 
-    def behind(self) -> Reuse:
-        """The same beginnings, with an empty store for prompts that begin so: too long to be kept for good."""
+    def behind(self, llm: nn.Module, prompts: Sequence[Prompt]) -> Reuse | None:
+        """With an empty store for these prompts, too long to be kept for good, behind what they all begin with.
+
+        None where they have no beginning in common that is worth it.
+        """
+        known = None if self.budget == "off" else self.beginning(llm, prompts)
+        if known is None:
+            return None
         other = Reuse(self.budget)
+        other._once = known[1] / len(prompts)
         other.store.quiet, other._beginnings = True, self._beginnings
         other._continues = self._continues is not False
         return other
@@ -93,7 +101,7 @@ class Reuse:
             return None
         if missing:
             self._seconds |= dict.fromkeys(missing, (time.perf_counter() - began) / len(missing))
-        return prefix, [self._seconds[key] for key in keys]
+        return prefix, [self._seconds[key] + self._once for key in keys]
 
     def _run(self, llm: nn.Module, ids: Tensor, mask: Tensor) -> Prefix:
         """The prefixes of rows, padded on the left: behind the beginning that they have in common, if it is known."""

@@ -110,8 +110,8 @@ def _sharing(llm: nn.Module, prompts: Sequence[Prompt], shown: bool, reuse: Reus
     """What is run before prompts with or without demonstrations that are `shown` first."""
     if reuse is None or not shown:
         return reuse, reuse is not None
-    begun = reuse.budget != "off" and reuse.beginning(llm, prompts) is not None
-    return (reuse.behind(), True) if begun else (reuse, False)
+    behind = reuse.behind(llm, prompts)
+    return (reuse, False) if behind is None else (behind, True)
 
 
 def answer_limit(template: Template, examples: Sequence[Example]) -> int:

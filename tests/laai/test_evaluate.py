@@ -150,6 +150,16 @@ def test_a_query_behind_demonstrations_is_run_once(character_model, letter_task,
     assert sum(long) >= common
 
 
+def test_a_query_is_charged_its_share_of_the_common_beginning(character_model, letter_task):
+    model, reuse = character_model("llama"), Reuse()
+    template, shots = Template(model.tokenizer, letter_task), letter_task.examples[:3]
+    examples = letter_task.examples[3:7]
+    measure(model.llm, template, numbered(examples), shots, reuse=reuse)
+    reuse._beginnings = {ids: (shared, 4000.0) for ids, (shared, _) in reuse._beginnings.items()}
+    for one in measure(model.llm, template, numbered(examples), shots, reuse=reuse):
+        assert 1000 <= one.seconds < 1100
+
+
 def test_batches_do_not_change_what_is_measured(tiny, word_task):
     template, examples = Template(tiny.tokenizer, word_task), numbered(word_task.examples[:9])
     one, all_at_once = (measure(tiny.llm, template, examples, batch_size=size) for size in (1, 100))
