@@ -2,8 +2,8 @@
 
 The place is taken that gives the whole answer, its terminator included, the highest probability: the exact match that
 sampling would expect, in which form and knowledge both count. A vector that repairs the form of answers can still cost
-knowledge: the right option loses to others more often. So places where forced choice falls by more than chance are
-passed over. The choice says when nothing helps.
+knowledge: the right option loses to others. So places where its probability among the options falls are passed over;
+on a dozen examples that tells more than how often it wins. The choice says when nothing helps.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from cast.label_prior import can_set_prior, offsets
 from laai.batches import Reuse
 from laai.evaluate import choose_options
 from laai.intervention import Intervention
@@ -27,13 +28,13 @@ from laai.sweep import sweep
 from laai.tasks import Example
 
 TRIES = 5
-"""Places, best first, that are looked at for their forced choice, which costs a forward for every option."""
+"""Places, best first, whose options are looked at, which costs a forward for each of them."""
 
 LEAST_GAIN = 0.01
 """Rise of the answers' probability, the exact match that sampling would expect, that is worth some forced choice."""
 
 Right = Callable[[Sequence[int], float], Tensor]
-"""Whether forced choice is right, (examples with choices,) bool, with the vector on these layers at this scale."""
+"""The right option's share of the options' probability, (examples with choices,), with layers at a scale."""
 
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
@@ -48,7 +49,8 @@ class Choice:
         helps: answers got likelier by more than chance: the 95% bootstrap interval of `gain` lies above zero. With
             choices, which a vector can cost, by `LEAST_GAIN` at least.
         gain, gain_low, gain_high: mean rise of the whole answer's probability against no vector.
-        choice_gain: mean rise of forced-choice accuracy; None without choices.
+        choice_gain: mean rise of the right option's share of the options' probability, with the label prior that goes
+            with the vector where there is one; None without choices.
         examples: how many.
     """
 
@@ -116,17 +118,32 @@ def grid(
     return Grid(tuple(map(tuple, places)), scales, probability, found.greedy)
 
 
-def forced_choices(
-    model: LanguageModel, vector: Intervention, template: Template, examples: Sequence[Example]
+def right_options(
+    model: LanguageModel,
+    vector: Intervention,
+    template: Template,
+    examples: Sequence[Example],
+    *,
+    calibrate: bool = False,
 ) -> Right:
-    """Measures forced choice of the examples that have choices, with `vector` on some layers at some scale."""
+    """Measures the right option's probability in examples that have choices, with `vector` on some layers at a scale.
+
+    Args:
+        model: the language model.
+        vector: from `cast.extract`.
+        template: writes the prompts.
+        examples: labelled; those without choices are left out.
+        calibrate: a `label_prior` goes with the vector, where it can; without the vector (scale 0) there is none.
+    """
     having = [e for e in examples if e.choices]
     reuse = Reuse() if vector.positions != "all" else None  # prefixes, which the options of all tries share
+    prior = calibrate and can_set_prior(vector, template, having)
 
     def right(layers: Sequence[int], scale: float) -> Tensor:
         with (scale * vector.select(layers=layers)).on(model):
-            found = choose_options(model.llm, template, having, reuse=reuse)
-        return torch.tensor([one.by_sum == e.label for one, e in zip(found, having, strict=True)])
+            found = [-torch.tensor(one.nlls) for one in choose_options(model.llm, template, having, reuse=reuse)]
+        shift = offsets(torch.stack(found)) if prior and scale else 0.0
+        return torch.tensor([float((o + shift).softmax(-1)[e.label]) for o, e in zip(found, having, strict=True)])
 
     return right
 
@@ -144,18 +161,18 @@ def places_of(model: LanguageModel, vector: Intervention) -> list[tuple[int, ...
 
 
 def choose(found: Grid, right: Right | None = None) -> Choice:
-    """The place and scale that make answers likeliest, if forced choice does not fall there by more than chance.
+    """The place and scale that make answers likeliest, where the right option does not lose to the others.
 
     No vector, scale 0, is among them always: the choice may be that, and then does not help.
 
     Args:
         found: of `grid`.
-        right: of `forced_choices`, on the same examples; None where they have no choices.
+        right: of `right_options`, on the same examples; None where they have no choices.
     """
     gains = found.probability.nan_to_num(nan=0.0) - found.probability[:, :1]  # a NaN: the model overflowed
     ranked = gains.mean(dim=-1).flatten().argsort(descending=True, stable=True).tolist()
     nothing = (0, found.scales.index(0.0))
-    before = None if right is None else right(found.layers[0], 0.0).float()
+    before = None if right is None else right(found.layers[0], 0.0)
     best, change = nothing, None if before is None else 0.0
     for flat in ranked[:TRIES]:
         place, number = divmod(flat, len(found.scales))
@@ -164,9 +181,9 @@ def choose(found: Grid, right: Right | None = None) -> Choice:
         if right is None or before is None:
             best = place, number
             break
-        interval = bootstrap_interval(right(found.layers[place], found.scales[number]).float() - before)
-        if interval.high >= 0:
-            best, change = (place, number), interval.mean
+        rise = float((right(found.layers[place], found.scales[number]) - before).mean())
+        if rise >= 0:
+            best, change = (place, number), rise
             break
     gain = bootstrap_interval(gains[best])
     return Choice(
@@ -182,9 +199,16 @@ def choose(found: Grid, right: Right | None = None) -> Choice:
 
 
 def choose_place(
-    model: LanguageModel, vector: Intervention, template: Template, examples: Sequence[Example], **options: Any
+    model: LanguageModel,
+    vector: Intervention,
+    template: Template,
+    examples: Sequence[Example],
+    *,
+    calibrate: bool = True,
+    **options: Any,
 ) -> Choice:
-    """`choose` from the `grid` of a vector (`options`: its own), by the forced choices of examples that have some."""
+    """`choose` from the `grid` of a vector (`options`: its own), by the `right_options` of examples that have some."""
     found = grid(model, vector, template, examples, **options)
     choices = any(example.choices for example in examples)
-    return choose(found, forced_choices(model, vector, template, examples) if choices else None)
+    right = right_options(model, vector, template, examples, calibrate=calibrate) if choices else None
+    return choose(found, right)

@@ -114,7 +114,8 @@ def transfer(
     options |= {"shots": shots, "style": style, "seed": seed, "progress": progress}
 
     def chosen(vector: Intervention) -> Choice:
-        return choose_place(model, vector, template, examples, scales=scales, progress=progress)
+        prior = calibrate and development > 0
+        return choose_place(model, vector, template, examples, calibrate=prior, scales=scales, progress=progress)
 
     middle = [extract(model, without(one, seen), **options) for one, _ in weighted(centre)] if centre else []
 

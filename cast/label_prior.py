@@ -51,7 +51,7 @@ def label_prior(
         serve: other positions, norms that are kept, choices that differ between examples or begin with the same token.
     """
     ids = first_tokens(template, examples)
-    if ids is None or vector.positions != "last_prompt" or vector.preserve_norm:
+    if ids is None or not can_set_prior(vector, template, examples):
         return None
     llm, last = model.llm, len(find_decoder(model.llm).layers) - 1
     head: Any = llm.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -95,6 +95,13 @@ def with_label_prior(
         return vector
     both = vector + prior
     return both.with_vectors(dict(both.items()), metadata=vector.metadata | prior.metadata)
+
+
+def can_set_prior(vector: Intervention, template: Template, examples: Sequence[Example]) -> bool:
+    """Whether a `label_prior` can go with the vector: see there for where it cannot."""
+    return (
+        vector.positions == "last_prompt" and not vector.preserve_norm and first_tokens(template, examples) is not None
+    )
 
 
 def first_tokens(template: Template, examples: Sequence[Example]) -> list[int] | None:

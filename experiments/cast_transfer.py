@@ -126,7 +126,7 @@ def main() -> None:
         for seed in options.seeds
         for source in sources
         for target in targets
-        if source != target and not any((r["seed"], r["source"], r["target"]) == (seed, source, target) for r in rows)
+        if source != target and "cast" not in measured_in(rows, source, target, seed)
     ]
     missing = [] if options.report else missing
     matrix = Matrix(laai.load_model(options.base_model), options) if missing else None
@@ -190,14 +190,14 @@ class Matrix:
         )
         pool = thinned(without(self.task(source), tested), o.pool, seed)  # tables can share inputs with another
         methods: list[Method] = []
-        if not any((r["source"], r["target"], r["seed"]) == (None, target, seed) for r in rows):
+        if not measured_in(rows, None, target, seed):
             methods += [Method("zero-shot"), Method("few-shot", demonstrations=data.splits.train)]
             nothing = Intervention.zeros(model, "residual", [0])
             prior = label_prior(model, nothing, template, data.splits.validation) if o.label_prior else None
             if prior is not None:
                 methods.append(Method("label prior", prior))
         skip, choices = o.skip or (), dict[str, Any]()
-        if "cross-task few-shot" not in skip:
+        if "cross-task few-shot" not in {*skip, *measured_in(rows, source, target, seed)}:
             methods.append(Method("cross-task few-shot", before=self.shown(pool, template, data, seed)))
         strategies: dict[str, Strategy] = {"cast": o.select, "random samples": "random"}
         for name, strategy in strategies.items():
@@ -205,8 +205,9 @@ class Matrix:
                 continue
             vector = self.vector(pool, seed, strategy)
             choice = choose_place(
-                model, vector, template, data.splits.validation, scales=(0.5, 1.0, 2.0), progress=False
-            )
+                model, vector, template, data.splits.validation,
+                calibrate=o.label_prior, scales=(0.5, 1.0, 2.0), progress=False,
+            )  # fmt: skip
             choices[name] = asdict(choice)
             steered = {name: choice.of(vector)}
             if name == "cast" and "random direction" not in skip:
@@ -236,6 +237,11 @@ class Matrix:
             if len(before) + longest <= self._options.longest:
                 break
         return shown
+
+
+def measured_in(rows: Sequence[Row], source: str | None, target: str, seed: int) -> set[str]:
+    """Methods that were measured already on a pair; on the target alone, without a source."""
+    return {r["method"] for r in rows if (r["source"], r["target"], r["seed"]) == (source, target, seed)}
 
 
 def find_task(name: str, data: Path | None) -> Task:

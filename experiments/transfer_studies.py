@@ -87,6 +87,7 @@ class Study:
             split.validation,
             scales=SCALES,
             places=places or self.places(),
+            calibrate=False,
             progress=False,
         )
         steering = choice.of(vector)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cast.choice import Choice, Grid, choose, choose_place, forced_choices, grid, places_of
+from cast.choice import Choice, Grid, choose, choose_place, grid, places_of, right_options
+from cast.label_prior import label_prior
 from laai.evaluate import measure
 from laai.intervention import Intervention
 from laai.prompts import Template
@@ -29,8 +30,11 @@ def test_the_grid_holds_what_measuring_gives(tiny, word_task, vector):
             tokens = [len(template.encode(e.input, answer=e.output).answer) for e in examples]
             expected = torch.tensor([-m.nll * count for m, count in zip(measured, tokens, strict=True)]).exp()
             torch.testing.assert_close(found.probability[place, number], expected, rtol=1e-3, atol=1e-6)
-            right = forced_choices(tiny, vector, template, examples)(layers, scale)
-            assert right.tolist() == [m.choice_sum for m in measured]
+            right = right_options(tiny, vector, template, examples)(layers, scale)
+            shares = [
+                torch.tensor(m.options).neg().softmax(-1)[e.label] for m, e in zip(measured, examples, strict=True)
+            ]
+            torch.testing.assert_close(right, torch.stack(shares), rtol=1e-3, atol=1e-6)
             assert found.exact[place, number].tolist() == [m.exact for m in measured]
 
 
@@ -42,11 +46,29 @@ def test_options_of_unequal_number(character_model, letter_task):
     assert grid(model, vector, template, letter_task.examples, progress=False).probability.shape[-1] == 12
     with vector.on(model):
         measured = measure(model.llm, template, list(enumerate(letter_task.examples)))
-    right = forced_choices(model, vector, template, letter_task.examples)(range(LAYERS), 1.0)
-    assert right.tolist() == [m.choice_sum for m in measured if m.choice_sum is not None]
+    right = right_options(model, vector, template, letter_task.examples, calibrate=True)(range(LAYERS), 1.0)
+    likeliest = [share > 1 / 2 for share in right.tolist()]  # all have two options
+    assert likeliest == [m.choice_sum for m in measured if m.choice_sum is not None]
     assert len(right) == 8
     choice = choose_place(model, vector, template, letter_task.examples, progress=False)
     assert (choice.examples, choice.choice_gain is None) == (12, False)
+
+
+def test_options_with_the_label_prior_that_goes_with_a_vector(tiny, word_task):
+    """Options are shifted as the vector's own label prior says; without a vector there is none."""
+    template, examples = Template(tiny.tokenizer, word_task), word_task.examples[:8]
+    vector = Intervention.random(tiny, "heads", range(3), norm=2.0, seed=1)
+    right = right_options(tiny, vector, template, examples, calibrate=True)
+    plain = right_options(tiny, vector, template, examples)
+    bare = 2.0 * vector.select(layers=[0, 1])
+    prior = label_prior(tiny, bare, template, examples)
+    shifts = torch.tensor([prior.metadata["label_prior"][option] for option in examples[0].choices])
+    with bare.on(tiny):
+        measured = measure(tiny.llm, template, list(enumerate(examples)))
+    shares = [(shifts - torch.tensor(m.options)).softmax(-1)[e.label] for m, e in zip(measured, examples, strict=True)]
+    torch.testing.assert_close(right([0, 1], 2.0), torch.stack(shares), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(right([0, 1], 2.0), plain([0, 1], 2.0), atol=0.01)
+    assert torch.equal(right([0, 1], 0.0), plain([0, 1], 0.0))
 
 
 def table(probability):
@@ -73,13 +95,14 @@ def test_a_gain_in_form_that_costs_knowledge_is_passed_over():
     def right(of_place):
         def answer(layers, scale):
             asked.append((layers, scale))
-            return torch.tensor(of_place.get((layers, scale), [True, True, True, False]))
+            return torch.tensor(of_place.get((layers, scale), [0.5, 0.7, 0.6, 0.2]))
 
         return answer
 
-    worse, noisy = [False] * 4, [True, True, False, True]
-    found = choose(likely, right({((1, 2), 2.0): worse, ((0,), 1.0): noisy}))
-    assert (found.layers, found.scale, found.helps, found.choice_gain) == ((0,), 1.0, True, 0.0)
+    worse, better = [0.4] * 4, [0.9, 0.7, 0.1, 0.4]
+    found = choose(likely, right({((1, 2), 2.0): worse, ((0,), 1.0): better}))
+    assert (found.layers, found.scale, found.helps) == ((0,), 1.0, True)
+    assert found.choice_gain == pytest.approx(0.025)
     assert asked == [((0,), 0.0), ((1, 2), 2.0), ((0,), 1.0)], "only as many places as needed"
     places = [((0,), 1.0), ((0,), 2.0), ((1, 2), 1.0), ((1, 2), 2.0)]
     nothing = choose(likely, right(dict.fromkeys(places, worse)))

@@ -42,7 +42,7 @@ def test_the_model_is_left_unhooked(character_model, letter_task, monkeypatch):
     def hooks():
         return [(*m._forward_hooks.values(), *m._forward_pre_hooks.values()) for m in model.llm.modules()]
 
-    before = hooks()
+    before = hooks()  # transformers' own stay once somebody asked the shared model for its hidden states
     best_scale(model, vector, [prompt])
 
     def fail(*_, **__):
