@@ -134,9 +134,10 @@ def _transfer(options: Any) -> None:
         f"layers {choice.layers[0]} to {choice.layers[-1]}" if len(choice.layers) > 1 else f"layer {choice.layers[0]}"
     )
     interval = f"{choice.gain:+.3f}, {choice.gain_low:+.3f} to {choice.gain_high:+.3f}"
+    among = "" if choice.choice_gain is None else f"; among the options {choice.choice_gain:+.3f}"
     sys.stdout.write(
         f"{layers} at scale {choice.scale:g}, chosen on {choice.examples} examples of the {found.chosen_on} "
-        f"(probability of the right answer {interval})\n"
+        f"(probability of the right answer {interval}{among})\n"
     )
     if prior := found.vector.metadata.get("label_prior"):
         sys.stdout.write(f"label prior: {', '.join(f'{label} {shift:+.2f}' for label, shift in prior.items())} nats\n")

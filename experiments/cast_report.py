@@ -113,9 +113,30 @@ def report(cells: list[dict[str, Row]], facts: Row) -> str:
         for other in AGAINST:
             found = " | ".join(_paired(paired(cells, method, other, measure)) for measure in MEASURES)
             out.append(f"| {method} − {other} | {found} |")
+    out += ["", *where_the_model_knows(cells)]
     refused = sum(not cell["cast"]["choice_of_place"]["helps"] for cell in cells)
     out += ["", f"The rule left the model alone in {refused} of {len(cells)} pairs.", "", *pairs(cells)]
     return "\n".join(out) + "\n"
+
+
+def where_the_model_knows(cells: list[dict[str, Row]]) -> list[str]:
+    """Forced choice where there is knowledge to lose: over targets whose zero-shot forced choice is above chance."""
+    known = [
+        cell
+        for cell in cells
+        if has(cell, "zero-shot", "choice")
+        and cell["zero-shot"]["choice_accuracy_low"] > (cell["cast"].get("chance") or 1)
+    ]
+    if not known:
+        return ["Zero-shot forced choice is above chance, by its 95% interval, on no target."]
+    targets = ", ".join(sorted({cell["cast"]["target"] for cell in known}))
+    out = [
+        f"Forced choice on targets where zero-shot is above chance by its 95% interval ({targets}; {len(known)} pairs):"
+    ]
+    out += ["", "| difference | forced choice |", "| --- | ---: |"]
+    for method in ("cast", "cast, if it helps", "label prior"):
+        out.append(f"| {method} − zero-shot | {_paired(paired(known, method, 'zero-shot', 'choice'))} |")
+    return out
 
 
 def pairs(cells: list[dict[str, Row]]) -> list[str]:

@@ -224,7 +224,7 @@ class Matrix:
             own = evaluation.method.name in OWN
             row = {"source": None if own else source, "target": target, "seed": seed} | evaluation.scores.as_json()
             row |= {"exact": [int(m.exact) for m in measured], "choice": [_int(m.choice_sum) for m in measured]}
-            row["calibrated"] = calibrated(measured, data.splits.test)
+            row["calibrated"], row["chance"] = calibrated(measured, data.splits.test), chance(data.splits.test)
             made.append(row | {"choice_of_place": choices.get(evaluation.method.name)})
         return made
 
@@ -264,6 +264,12 @@ def calibrated(measured: Sequence[Measured], examples: Sequence[Example]) -> lis
         return [None] * len(measured)
     found = calibrated_choices(torch.tensor([m.options for m in measured])).tolist()
     return [int(one == examples[m.row].label) for one, m in zip(found, measured, strict=True)]
+
+
+def chance(examples: Sequence[Example]) -> float | None:
+    """Forced choice by guessing; None where there are no choices."""
+    found = [1 / len(example.choices) for example in examples if example.choices]
+    return sum(found) / len(found) if found else None
 
 
 def _int(value: bool | None) -> int | None:

@@ -66,6 +66,43 @@ def test_the_matrix(matrix, monkeypatch, tiny_folder, folder, capsys):
     assert "other settings" in capsys.readouterr().err
 
 
+def test_what_a_cell_has_is_not_measured_again(matrix, monkeypatch, tiny_folder, folder):
+    cast_transfer, _ = matrix
+    found = run(matrix, monkeypatch, tiny_folder, folder, "--targets", "two")
+    cut = [row for row in found["rows"] if row["method"] not in ("cast", "random direction", "random samples")]
+    (folder / "out.json").write_text(json.dumps(found | {"rows": cut}))
+    compared, compare = [], cast_transfer.compare
+
+    def noting(trainer, model, data, methods, **options):
+        compared.extend(method.name for method in methods)
+        return compare(trainer, model, data, methods, **options)
+
+    monkeypatch.setattr(cast_transfer, "compare", noting)
+    again = run(matrix, monkeypatch, tiny_folder, folder, "--targets", "two")
+    assert compared == ["cast", "random direction", "random samples"]
+
+    def results(rows):
+        return {row["method"]: (row["exact"], row["choice"], row["nll"]) for row in rows}
+
+    assert results(again["rows"]) == results(found["rows"])
+
+
+def test_forced_choice_where_there_is_knowledge(matrix):
+    """Only targets count whose zero-shot forced choice is above chance by its interval."""
+    _, cast_report = matrix
+
+    def cell(target, low, choice):
+        zero = {"method": "zero-shot", "choice_accuracy_low": low, "choice": [1, 1, 0, 0]}
+        cast = {"method": "cast", "target": target, "chance": 0.25, "choice": choice}
+        return {"zero-shot": zero, "cast": cast, "cast, if it helps": cast}
+
+    known, unknown = cell("known", 0.3, [1, 1, 1, 0]), cell("unknown", 0.2, [0, 0, 0, 0])
+    text = "\n".join(cast_report.where_the_model_knows([known, unknown]))
+    assert "(known; 1 pairs)" in text
+    assert "| cast − zero-shot | +0.250" in text
+    assert "on no target" in cast_report.where_the_model_knows([unknown])[0]
+
+
 def test_the_refusal_rule_and_paired_intervals(matrix):
     _, cast_report = matrix
 
