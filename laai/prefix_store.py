@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from laai.host_memory import free_memory
 from laai.prefix import Prefix, PrefixRow, rows_of, stack_rows
 from laai.prompts import Batch
 from laai.words import PrefixBudget
@@ -107,7 +107,7 @@ class PrefixStore:
 def free_bytes(device: torch.device, budget: PrefixBudget) -> dict[torch.device, int]:
     """Bytes to fill by place, in this order: the device, then host memory, which the processes of a run share."""
     processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    host = int(AUTO_SHARE * psutil.virtual_memory().available / processes)
+    host = int(AUTO_SHARE * free_memory() / processes)
     if device.type == "cpu":
         return {device: host if budget == "auto" else int(budget)}
     if budget != "auto":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -129,13 +127,13 @@ def test_states_of_suffixes():
     ],
 )
 def test_places_in_order(monkeypatch, device, budget, expected):
-    monkeypatch.setattr(prefix_store.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(prefix_store, "free_memory", lambda: 1000)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (60, 100))
     assert free_bytes(torch.device(device), budget) == {torch.device(d): n for d, n in expected.items()}
 
 
 def test_processes_of_a_run_share_host_memory(monkeypatch):
-    monkeypatch.setattr(prefix_store.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(prefix_store, "free_memory", lambda: 1000)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 5)
     assert free_bytes(CPU, "auto") == {CPU: 100}
