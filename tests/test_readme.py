@@ -59,3 +59,9 @@ def test_linked_files_exist():
 
 def test_the_test_command_is_marked():
     assert re.search(r"<!-- test command -->\n```bash\n[^\n]*pytest[^\n]*\n```", README.read_text(encoding="utf-8"))
+
+
+def test_nothing_is_said_twice():
+    """A slip of an edit can repeat whole sections."""
+    lines = [line for line in README.read_text(encoding="utf-8").splitlines() if len(line) > 40]
+    assert not {line for line in lines if lines.count(line) > 1}
