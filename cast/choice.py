@@ -2,8 +2,8 @@
 
 The place is taken that gives the whole answer, its terminator included, the highest probability: the exact match that
 sampling would expect, in which form and knowledge both count. A vector that repairs the form of answers can still cost
-knowledge: the right option loses to others. So places where its probability among the options falls are passed over;
-on a dozen examples that tells more than how often it wins. The choice says when nothing helps.
+knowledge: the right option loses to others. So places where its probability among the options falls by more than
+chance are passed over; on a dozen examples that tells more than how often it wins. The choice says when nothing helps.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def places_of(model: LanguageModel, vector: Intervention) -> list[tuple[int, ...
 
 
 def choose(found: Grid, right: Right | None = None) -> Choice:
-    """The place and scale that make answers likeliest, where the right option does not lose to the others.
+    """The place and scale that make answers likeliest, where the right option does not lose by more than chance.
 
     No vector, scale 0, is among them always: the choice may be that, and then does not help.
 
@@ -181,9 +181,9 @@ def choose(found: Grid, right: Right | None = None) -> Choice:
         if right is None or before is None:
             best = place, number
             break
-        rise = float((right(found.layers[place], found.scales[number]) - before).mean())
-        if rise >= 0:
-            best, change = (place, number), rise
+        rise = bootstrap_interval(right(found.layers[place], found.scales[number]) - before)
+        if rise.high >= 0:
+            best, change = (place, number), rise.mean
             break
     gain = bootstrap_interval(gains[best])
     return Choice(
