@@ -141,9 +141,10 @@ def right_options(
 
     def right(layers: Sequence[int], scale: float) -> Tensor:
         with (scale * vector.select(layers=layers)).on(model):
-            found = [-torch.tensor(one.nlls) for one in choose_options(model.llm, template, having, reuse=reuse)]
-        shift = offsets(torch.stack(found)) if prior and scale else 0.0
-        return torch.tensor([float((o + shift).softmax(-1)[e.label]) for o, e in zip(found, having, strict=True)])
+            found = choose_options(model.llm, template, having, reuse=reuse)
+        shift = offsets(-torch.tensor([one.firsts for one in found])) if prior and scale else 0.0
+        shares = [(shift - torch.tensor(one.nlls)).softmax(-1) for one in found]
+        return torch.tensor([float(share[e.label]) for share, e in zip(shares, having, strict=True)])
 
     return right
 

@@ -3,7 +3,9 @@
 A CAST vector carries its source's leaning to some words over others, and a small model leans to some labels by itself.
 Batch calibration (2309.17249) takes each label's mean probability over some queries, of which no label is needed, off
 its log-probability. Here a vector on the last layer's output, in the span of the labels' rows of the output head, does
-the same to the first answer token, so that generation has it too and it travels in the same file.
+that to the labels' first tokens, so that generation has it too and it travels in the same file. It looks at the first
+tokens alone: made up for at its beginning, the unlikely rest of a long label would make greedy generation begin with
+that label always, and then go on otherwise.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from laai.batches import Reuse, started_batches
-from laai.evaluate import choose_options
 from laai.forward import answer_logits
 from laai.hooks import record_last_token
 from laai.intervention import Intervention
@@ -72,9 +73,7 @@ def label_prior(
 
     nothing = torch.zeros(len(ids))
     plain, norm = shifted(nothing)
-    with vector.on(model):
-        options = choose_options(llm, template, examples, reuse=reuse)
-    wanted = offsets(-torch.tensor([one.nlls for one in options]))
+    wanted = offsets(plain)
     probes = PROBE * norm * torch.eye(len(ids))
     response = torch.stack([_centred(shifted(probe)[0] - plain) for probe in probes], dim=1) / (PROBE * norm)
     weights = nothing

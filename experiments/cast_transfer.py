@@ -190,8 +190,10 @@ class Matrix:
         )
         pool = thinned(without(self.task(source), tested), o.pool, seed)  # tables can share inputs with another
         methods: list[Method] = []
-        if not measured_in(rows, None, target, seed):
+        have = measured_in(rows, None, target, seed)
+        if "zero-shot" not in have:
             methods += [Method("zero-shot"), Method("few-shot", demonstrations=data.splits.train)]
+        if "label prior" not in have:
             nothing = Intervention.zeros(model, "residual", [0])
             prior = label_prior(model, nothing, template, data.splits.validation) if o.label_prior else None
             if prior is not None:

@@ -52,11 +52,12 @@ class Measured:
 
 
 class Chosen(NamedTuple):
-    """The likeliest option by sum and by mean per token, and each option's summed NLL."""
+    """The likeliest option by sum and by mean per token, each option's summed NLL, and that of its first token."""
 
     by_sum: int
     by_mean: int
     nlls: tuple[float, ...]
+    firsts: tuple[float, ...]
 
 
 @torch.no_grad()
@@ -181,16 +182,16 @@ def _answer(
     return answers, seconds, sums
 
 
-def _nll_sums(
+def _nlls(
     llm: nn.Module, template: Template, prompts: Sequence[Prompt], batch_size: int, sharing: Sharing
-) -> list[float]:
-    """Negative log-likelihood of each prompt's answer, summed over its tokens."""
-    sums = [0.0] * len(prompts)
+) -> list[tuple[float, float]]:
+    """Negative log-likelihood of each prompt's answer, summed over its tokens, and of its first token."""
+    found = [(0.0, 0.0)] * len(prompts)
     for started in started_batches(llm, prompts, pad_token(template.tokenizer), batch_size, *sharing):
-        nlls = answer_nll(llm, started.batch, started.before).sum(-1).tolist()
-        for i, total in zip(started.rows, nlls, strict=True):
-            sums[i] = total
-    return sums
+        nlls = answer_nll(llm, started.batch, started.before)
+        for i, total, first in zip(started.rows, nlls.sum(-1).tolist(), nlls[:, 0].tolist(), strict=True):
+            found[i] = total, first
+    return found
 
 
 @torch.no_grad()
@@ -222,12 +223,14 @@ def _choose(
         for e in examples
         for option in e.choices or ()
     ]
-    sums = iter(zip(_nll_sums(llm, template, options, batch_size, sharing), options, strict=True))
+    found = iter(zip(_nlls(llm, template, options, batch_size, sharing), options, strict=True))
     chosen: list[Chosen] = []
     for example in examples:
         if not example.choices:
-            chosen.append(Chosen(-1, -1, ()))
+            chosen.append(Chosen(-1, -1, (), ()))
             continue
-        nlls, lengths = zip(*((s, len(p.answer)) for s, p in (next(sums) for _ in example.choices)), strict=True)
-        chosen.append(Chosen(forced_choice(nlls), forced_choice(nlls, lengths), nlls))
+        own = [next(found) for _ in example.choices]
+        nlls, firsts = zip(*(nll for nll, _ in own), strict=True)
+        lengths = [len(prompt.answer) for _, prompt in own]
+        chosen.append(Chosen(forced_choice(nlls), forced_choice(nlls, lengths), nlls, firsts))
     return chosen
