@@ -4,7 +4,8 @@
 
 Reads the cells of `cast_transfer.py` and the tasks' cosines that `cast_analysis.py --parts vectors` kept. Prints, and
 writes to --output, Spearman's rank correlation of each predictor with each gain over zero-shot, with 95% bootstrap
-intervals over pairs of tasks, and what the rule saves that leaves the model alone where no gain is expected.
+intervals over pairs of tasks, and what the rule saves that leaves the model alone where no gain is expected; then
+the vector against other methods over all pairs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cast_report import completed, has, paired
+from cast_report import completed, has, paired, where_the_model_knows
 from scipy.stats import spearmanr
 
 from laai.files import write_atomically
@@ -39,7 +40,7 @@ def main() -> None:
         "--matrix",
         type=Path,
         nargs="+",
-        default=[RESULTS / f"cast_transfer_{suite}.json" for suite in ("words", "paper")],
+        default=[RESULTS / f"cast_transfer_{suite}.json" for suite in ("words", "topics", "paper")],
     )
     parser.add_argument("--vectors", type=Path, nargs="+", default=[RESULTS / "cast_analysis.json"])
     parser.add_argument("--output", type=Path, default=RESULTS / "cast_prediction.md")
@@ -94,7 +95,20 @@ def report(cells: Sequence[dict[str, Row]], cosines: Tables) -> str:
         lost = f"{sum(loss < 0 for loss in known)} of {len(known)}"
         shown = " | ".join("-" if not m.pairs else f"{m.mean:+.3f} ({m.low:+.3f} to {m.high:+.3f})" for m in means)
         out.append(f"| {title} | {len(chosen)} | {shown} | {lost} |")
-    return "\n".join(out) + "\n"
+    return "\n".join([*out, *against(cells)]) + "\n"
+
+
+def against(cells: Sequence[dict[str, Row]]) -> list[str]:
+    """Differences between the vector and other methods over the pairs that measured both."""
+    out = ["", "## Against other methods, over all pairs", ""]
+    out += ["Mean difference, 95% intervals over pairs and queries (number of pairs):", ""]
+    out += ["| difference | exact match | forced choice |", "| --- | ---: | ---: |"]
+    for method in ("cast", "cast, if it helps"):
+        for other in ("zero-shot", "random direction", "cross-task few-shot", "few-shot"):
+            found = [paired(cells, method, other, measure) for measure in ("exact", "choice")]
+            shown = [f"{m.mean:+.3f} ({m.low:+.3f} to {m.high:+.3f}; {m.pairs})" if m.pairs else "-" for m in found]
+            out.append(f"| {method} − {other} | {' | '.join(shown)} |")
+    return [*out, "", *where_the_model_knows(cells)]
 
 
 def gain(cell: Mapping[str, Row], measure: str) -> float | None:

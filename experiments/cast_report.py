@@ -119,7 +119,7 @@ def report(cells: list[dict[str, Row]], facts: Row) -> str:
     return "\n".join(out) + "\n"
 
 
-def where_the_model_knows(cells: list[dict[str, Row]]) -> list[str]:
+def where_the_model_knows(cells: Sequence[dict[str, Row]]) -> list[str]:
     """Forced choice where there is knowledge to lose: over targets whose zero-shot forced choice is above chance."""
     known = [
         cell

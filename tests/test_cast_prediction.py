@@ -23,6 +23,7 @@ def cell(source, target, exact, gain, helps=True, choice=None):
     return [
         {"source": None if m in own else source, "target": target, "seed": 0, "method": m, "exact": e, "nll": nll}
         | {"choice": [choice if m == "cast" and choice is not None else 1] * 4, "choice_of_place": place_of}
+        | {"choice_accuracy_low": 1.0, "chance": 0.5}
         for m, (e, nll, place_of) in rows.items()
     ]
 
@@ -56,6 +57,10 @@ def test_known_predictors(prediction, files, monkeypatch, capsys):
     assert lines["refused"].startswith("| refused | 1 |")
     assert lines["refused"].endswith("1 of 1 |"), "the one that loses forced choice"
     assert lines["applied"].endswith("0 of 4 |")
+    rise, options = (text.index(f"| cast − {other} |") for other in ("zero-shot", "cross-task few-shot"))
+    assert text[rise:].startswith("| cast − zero-shot | +0.450 (")  # 0.25, 0.5, 0.75, 1, 1 against 0.25
+    assert text[options:].startswith("| cast − cross-task few-shot | +0.700 (")
+    assert "(a, b, c, d, e; 5 pairs)" in text, "zero-shot is above chance on all of them"
     monkeypatch.setattr(sys, "argv", ["cast_prediction.py", "--matrix", str(files / "none.json")])
     with pytest.raises(SystemExit):
         prediction.main()
