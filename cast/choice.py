@@ -27,7 +27,7 @@ from laai.prompts import Template
 from laai.sweep import sweep
 from laai.tasks import Example
 
-TRIES = 5
+TRIES = 20
 """Places, best first, whose options are looked at, which costs a forward for each of them."""
 
 LEAST_GAIN = 0.01

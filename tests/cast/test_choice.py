@@ -138,3 +138,12 @@ def test_the_chosen_part_at_its_scale(vector):
     part = Choice((0, 2), 0.5, True, 1.0, 0.5, 1.5, None, 4).of(vector)
     assert (part.layers, part.scale) == ([0, 2], 0.5)
     assert torch.equal(part["residual", 2], vector["residual", 2])
+
+
+def test_strong_scales_that_cost_knowledge_do_not_hide_a_milder_one():
+    """They are likeliest, and many where many scales are tried."""
+    scales = (0.0, *(0.5 * number for number in range(1, 11)))
+    probability = torch.tensor([[[0.01 + 0.05 * scale] * 4 for scale in scales]])
+    likely = Grid(((0, 1),), scales, probability, probability > 0.5)
+    found = choose(likely, lambda layers, scale: torch.full((4,), 0.3 if scale > 1 else 0.6))
+    assert (found.layers, found.scale, found.helps) == ((0, 1), 1.0, True)
