@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from cast.label_prior import can_set_prior, offsets
+from cast.label_prior import offsets, shifted_tokens
 from laai.batches import Reuse
 from laai.evaluate import choose_options
 from laai.intervention import Intervention
@@ -137,7 +137,7 @@ def right_options(
     """
     having = [e for e in examples if e.choices]
     reuse = Reuse() if vector.positions != "all" else None  # prefixes, which the options of all tries share
-    prior = calibrate and can_set_prior(vector, template, having)
+    prior = calibrate and shifted_tokens(vector, template, having) is not None
 
     def right(layers: Sequence[int], scale: float) -> Tensor:
         with (scale * vector.select(layers=layers)).on(model):

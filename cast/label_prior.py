@@ -51,12 +51,12 @@ def label_prior(
         One vector at the last layer's residual site, with the shifts by label in its metadata. None where it cannot
         serve: other positions, norms that are kept, choices that differ between examples or begin with the same token.
     """
-    ids = first_tokens(template, examples)
-    if ids is None or not can_set_prior(vector, template, examples):
+    ids = shifted_tokens(vector, template, examples)
+    if ids is None:
         return None
     llm, last = model.llm, len(find_decoder(model.llm).layers) - 1
-    head: Any = llm.get_output_embeddings()  # type: ignore[no-untyped-call]
-    rows = head.weight[ids].float().cpu()
+    untyped: Any = llm
+    rows = untyped.get_output_embeddings().weight[ids].float().cpu()
     rows = functional.normalize(rows - rows.mean(dim=0), dim=-1)
     reuse = Reuse()
 
@@ -96,11 +96,11 @@ def with_label_prior(
     return both.with_vectors(dict(both.items()), metadata=vector.metadata | prior.metadata)
 
 
-def can_set_prior(vector: Intervention, template: Template, examples: Sequence[Example]) -> bool:
-    """Whether a `label_prior` can go with the vector: see there for where it cannot."""
-    return (
-        vector.positions == "last_prompt" and not vector.preserve_norm and first_tokens(template, examples) is not None
-    )
+def shifted_tokens(vector: Intervention, template: Template, examples: Sequence[Example]) -> list[int] | None:
+    """The tokens that a `label_prior` of the vector shifts; None where it cannot have one, as is told there."""
+    if vector.positions != "last_prompt" or vector.preserve_norm:
+        return None
+    return first_tokens(template, examples)
 
 
 def first_tokens(template: Template, examples: Sequence[Example]) -> list[int] | None:

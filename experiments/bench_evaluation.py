@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from bench_common import Row, faster, in_turn, prompts_of_length, relative
@@ -113,7 +114,7 @@ def generation_rows(model: LanguageModel, quick: bool = False, prompt_tokens: in
     (prompt,) = prompts_of_length(model, prompt_tokens, 1)
     ids = torch.tensor([prompt.prompt])
     options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "attention_mask": torch.ones_like(ids)}
-    llm = model.llm
+    llm: Any = model.llm
     rows: list[Row] = []
     one = Intervention.random(model, "residual", [10], norm=1.0)
     many = Intervention.random(model, "heads", range(20), norm=1.0)
@@ -123,10 +124,10 @@ def generation_rows(model: LanguageModel, quick: bool = False, prompt_tokens: in
     def generate(vector: Intervention | None = None, cache: DynamicCache | None = None) -> None:
         kept = {} if cache is None else {"past_key_values": cache}
         if vector is None:
-            llm.generate(ids, **options, **kept)  # type: ignore[operator]
+            llm.generate(ids, **options, **kept)
         else:
             with vector.on(model):
-                llm.generate(ids, **options, **kept)  # type: ignore[operator]
+                llm.generate(ids, **options, **kept)
 
     from laai.prefix import prefix_of
 
@@ -178,6 +179,7 @@ def whole_prompts(
     """The same evaluation as it is written without an engine: batches of whole prompts, generate and then score."""
     prompts = [template.encode(e.input, shots, e.output) for _, e in examples]
     limit = max(len(p.answer) for p in prompts)
+    llm: Any = model.llm
     exact = []
     for start in range(0, len(prompts), 25):
         part = prompts[start : start + 25]
@@ -185,7 +187,7 @@ def whole_prompts(
         ids, mask = (
             torch.cat(pair, 1) for pair in ((bare.prefix_ids, bare.suffix_ids), (bare.prefix_mask, bare.suffix_mask))
         )
-        out = model.llm.generate(ids, attention_mask=mask, max_new_tokens=limit, do_sample=False)  # type: ignore[operator]
+        out = llm.generate(ids, attention_mask=mask, max_new_tokens=limit, do_sample=False)
         texts = model.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
         answers = [e.output for _, e in examples[start : start + 25]]
         exact += [t.strip().splitlines()[:1] == [a] for t, a in zip(texts, answers, strict=True)]

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -168,5 +169,6 @@ def by_length(prompts: Sequence[Prompt], batch_size: int, equal: bool = False) -
 
 def to_device(batch: Batch, llm: nn.Module) -> Batch:
     """The batch on the device of the model's embedding."""
-    device: torch.device = llm.get_input_embeddings().weight.device  # type: ignore[operator]
+    model: Any = llm
+    device: torch.device = model.get_input_embeddings().weight.device
     return Batch(*(tensor.to(device) for tensor in batch))

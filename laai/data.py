@@ -78,7 +78,8 @@ class FewShotDataModule(LightningDataModule):
         trainer = self.trainer
         if trainer is None:
             raise RuntimeError("attach this data module to a Trainer first")
-        tokenizer: PreTrainedTokenizerBase = trainer.lightning_module.language_model.tokenizer  # type: ignore[union-attr, assignment]
+        module: Any = trainer.lightning_module
+        tokenizer: PreTrainedTokenizerBase = module.language_model.tokenizer
         dataset = encode_training(self.template(tokenizer), self.splits.train)
         size, devices = min(self.batch_size or len(dataset), len(dataset)), trainer.world_size
         if size % devices:
