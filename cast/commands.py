@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cast.words import KINDS, STRATEGIES
 from laai.cli import Parsers, add_columns, add_command, add_model_options, columns_of
 from laai.words import POSITIONS, SITES, STYLES
+
+if TYPE_CHECKING:
+    from cast.choice import Choice
 
 
 def add_extract(commands: Parsers) -> None:
@@ -129,24 +132,30 @@ def _transfer(options: Any) -> None:
         calibrate=not options.no_label_prior, **selection(options),
     )  # fmt: skip
     print_table(found.scores, f"{' + '.join(options.source)} -> {options.target}: {options.samples} source samples")
-    choice = found.choice
-    layers = (
-        f"layers {choice.layers[0]} to {choice.layers[-1]}" if len(choice.layers) > 1 else f"layer {choice.layers[0]}"
-    )
-    interval = f"{choice.gain:+.3f}, {choice.gain_low:+.3f} to {choice.gain_high:+.3f}"
-    among = "" if choice.choice_gain is None else f"; among the options {choice.choice_gain:+.3f}"
-    sys.stdout.write(
-        f"{layers} at scale {choice.scale:g}, chosen on {choice.examples} examples of the {found.chosen_on} "
-        f"(probability of the right answer {interval}{among})\n"
-    )
+    sys.stdout.write(said_of(found.choice, found.chosen_on) + "\n")
     if prior := found.vector.metadata.get("label_prior"):
         sys.stdout.write(f"label prior: {', '.join(f'{label} {shift:+.2f}' for label, shift in prior.items())} nats\n")
-    if found.refused:
+    if found.refused and found.choice.scale:
         sys.stdout.write("not applied: on those examples the vector did not help enough (--always applies it)\n")
     if options.output:
         sys.stdout.write(f"vector: {found.vector.save(options.output)}\n")
     if options.json:
         write_json(Path(options.json), {"source": options.source, "target": options.target} | found.as_json())
+
+
+def said_of(choice: Choice, chosen_on: str) -> str:
+    """One line: where a vector goes and what it did to the examples that it was chosen on, or that it goes nowhere."""
+    examples = f"{choice.examples} examples of the {chosen_on}"
+    if not choice.scale:
+        return f"no vector: at every place and scale right answers got no likelier, or lost to others, on {examples}"
+    layers = f"layers {choice.layers[0]} to {choice.layers[-1]}"
+    if len(choice.layers) == 1:
+        layers = f"layer {choice.layers[0]}"
+    interval = f"{choice.gain:+.3f}, {choice.gain_low:+.3f} to {choice.gain_high:+.3f}"
+    among = "" if choice.choice_gain is None else f"; among the options {choice.choice_gain:+.3f}"
+    return (
+        f"{layers} at scale {choice.scale:g}, chosen on {examples} (probability of the right answer {interval}{among})"
+    )
 
 
 def weighed(name: str) -> tuple[str, float]:

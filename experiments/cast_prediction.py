@@ -4,7 +4,7 @@
 
 Reads the cells of `cast_transfer.py` and the tasks' cosines that `cast_analysis.py --parts vectors` kept. Prints, and
 writes to --output, Spearman's rank correlation of each predictor with each gain over zero-shot, with 95% bootstrap
-intervals over pairs of tasks, and what the rule saves that leaves the model alone where no gain is expected; then
+intervals over sources and targets, and what the rule saves that leaves the model alone where no gain is expected; then
 the vector against other methods over all pairs.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from cast_report import completed, has, paired, where_the_model_knows
+from crossed_bootstrap import crossed_weights
 from scipy.stats import spearmanr
 
 from laai.files import write_atomically
@@ -72,7 +73,7 @@ def report(cells: Sequence[dict[str, Row]], cosines: Tables) -> str:
     out += [
         f"{len(cells)} pairs of {len(sources)} sources and {len(targets)} targets. Spearman's rank correlation with"
     ]
-    out += ["the gain over zero-shot, 95% bootstrap intervals over pairs (number of pairs):", ""]
+    out += ["the gain over zero-shot, 95% bootstrap intervals over sources and targets (number of pairs):", ""]
     out += [f"| predictor | {' | '.join(GAINS.values())} |", "| --- |" + " ---: |" * len(GAINS)]
     predictors = {
         title: [table.get((c["cast"]["source"], c["cast"]["target"])) for c in cells]
@@ -80,12 +81,12 @@ def report(cells: Sequence[dict[str, Row]], cosines: Tables) -> str:
     }
     predictors["gain on development examples"] = [c["cast"]["choice_of_place"]["gain"] for c in cells]
     for title, values in predictors.items():
-        found = " | ".join(_correlation(values, [gain(cell, key) for cell in cells]) for key in GAINS)
+        found = " | ".join(_correlation(values, [gain(cell, key) for cell in cells], cells) for key in GAINS)
         out.append(f"| {title} | {found} |")
     out += ["", "## The rule that refuses", ""]
     refused = [cell for cell in cells if not cell["cast"]["choice_of_place"]["helps"]]
     applied = [cell for cell in cells if cell["cast"]["choice_of_place"]["helps"]]
-    out += ["Mean gain over zero-shot, 95% intervals over pairs and queries:", ""]
+    out += ["Mean gain over zero-shot, 95% intervals over sources, targets and queries:", ""]
     out += ["| pairs | number | exact match | forced choice | pairs that lose forced choice |"]
     out += ["| --- | ---: | ---: | ---: | ---: |"]
     for title, chosen in (("all", cells), ("applied", applied), ("refused", refused)):
@@ -101,7 +102,7 @@ def report(cells: Sequence[dict[str, Row]], cosines: Tables) -> str:
 def against(cells: Sequence[dict[str, Row]]) -> list[str]:
     """Differences between the vector and other methods over the pairs that measured both."""
     out = ["", "## Against other methods, over all pairs", ""]
-    out += ["Mean difference, 95% intervals over pairs and queries (number of pairs):", ""]
+    out += ["Mean difference, 95% intervals over sources, targets and queries (number of pairs):", ""]
     out += ["| difference | exact match | forced choice |", "| --- | ---: | ---: |"]
     for method in ("cast", "cast, if it helps"):
         for other in ("zero-shot", "random direction", "cross-task few-shot", "few-shot"):
@@ -120,11 +121,10 @@ def gain(cell: Mapping[str, Row], measure: str) -> float | None:
     return float(np.mean(cell["cast"][measure]) - np.mean(cell["zero-shot"][measure]))
 
 
-def correlation(x: Sequence[float], y: Sequence[float], resamples: int = 2000) -> tuple[float, float, float]:
-    """Spearman's rank correlation with its 95% bootstrap interval over pairs."""
-    a, b, rng = np.asarray(x), np.asarray(y), np.random.default_rng(0)
-    draws = rng.integers(len(a), size=(resamples, len(a)))
-    found = [_rank(a[draw], b[draw]) for draw in draws]
+def correlation(x: Sequence[float], y: Sequence[float], pairs: Sequence[tuple[str, str]]) -> tuple[float, float, float]:
+    """Spearman's rank correlation over (source, target) pairs, its 95% bootstrap interval over sources and targets."""
+    a, b = np.asarray(x), np.asarray(y)
+    found = [_rank(np.repeat(a, n), np.repeat(b, n)) for n in crossed_weights(pairs, np.random.default_rng(0))]
     low, high = np.nanquantile(found, [0.025, 0.975])
     return _rank(a, b), float(low), float(high)
 
@@ -135,12 +135,16 @@ def _rank(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
     return float(spearmanr(a, b).statistic)
 
 
-def _correlation(x: Sequence[float | None], y: Sequence[float | None]) -> str:
-    pairs = [(a, b) for a, b in zip(x, y, strict=True) if a is not None and b is not None]
-    if len(pairs) < 4:
+def _correlation(x: Sequence[float | None], y: Sequence[float | None], cells: Sequence[Mapping[str, Row]]) -> str:
+    known = [
+        (a, b, (cell["cast"]["source"], cell["cast"]["target"]))
+        for a, b, cell in zip(x, y, cells, strict=True)
+        if a is not None and b is not None
+    ]
+    if len(known) < 4:
         return "-"
-    value, low, high = correlation([a for a, _ in pairs], [b for _, b in pairs])
-    return f"{value:+.2f} ({low:+.2f} to {high:+.2f}; {len(pairs)})"
+    value, low, high = correlation([a for a, _, _ in known], [b for _, b, _ in known], [pair for _, _, pair in known])
+    return f"{value:+.2f} ({low:+.2f} to {high:+.2f}; {len(known)})"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from crossed_bootstrap import RESAMPLES, crossed_weights
 
 from laai.files import write_atomically
 
@@ -24,7 +25,7 @@ DRAWN = ("exact", "choice")
 
 
 class Paired(NamedTuple):
-    """A mean difference with its 95% bootstrap interval, over pairs of tasks and then queries."""
+    """A mean difference over pairs of tasks, with its 95% bootstrap interval over sources, targets and queries."""
 
     mean: float
     low: float
@@ -58,22 +59,24 @@ def completed(rows: list[Row]) -> list[dict[str, Row]]:
     return list(cells.values())
 
 
-def paired(cells: Sequence[dict[str, Row]], a: str, b: str, measure: str, resamples: int = 2000) -> Paired:
-    """Mean of a - b over cells, each the mean over its queries; both are resampled."""
+def paired(cells: Sequence[dict[str, Row]], a: str, b: str, measure: str) -> Paired:
+    """Mean of a - b over cells, each the mean over its queries; sources, targets and their queries are resampled."""
     rng = np.random.default_rng(0)
-    differences = [
-        np.array([x - y for x, y in zip(cell[a][measure], cell[b][measure], strict=True)], dtype=float)
-        for cell in cells
-        if has(cell, a, measure) and has(cell, b, measure)
-    ]
-    if not differences:
+    known = [cell for cell in cells if has(cell, a, measure) and has(cell, b, measure)]
+    if not known:
         return Paired(float("nan"), float("nan"), float("nan"), 0)
-    # resampling queries moves a cell's mean about; that scatter is drawn once for each cell and resample
-    means = np.stack([d[rng.integers(len(d), size=(resamples, len(d)))].mean(axis=1) for d in differences])
-    chosen = rng.integers(len(differences), size=(resamples, len(differences)))
-    totals = means[chosen, np.arange(resamples)[:, None]].mean(axis=1)
+    differences = [np.array(cell[a][measure], dtype=float) - np.array(cell[b][measure]) for cell in known]
+    tested = [(cell["cast"]["target"], cell["cast"]["seed"]) for cell in known]  # cells that share their queries
+    draws = {
+        test: rng.integers(len(d), size=(RESAMPLES, len(d)))
+        for test, d in dict(zip(tested, differences, strict=True)).items()
+    }
+    means = np.stack([d[draws[test]].mean(axis=1) for test, d in zip(tested, differences, strict=True)], axis=1)
+    weights = crossed_weights([(cell["cast"]["source"], cell["cast"]["target"]) for cell in known], rng)
+    some = weights.sum(axis=1) > 0
+    totals = (weights * means).sum(axis=1)[some] / weights.sum(axis=1)[some]
     low, high = np.quantile(totals, [0.025, 0.975])
-    return Paired(float(np.mean([d.mean() for d in differences])), float(low), float(high), len(differences))
+    return Paired(float(np.mean([d.mean() for d in differences])), float(low), float(high), len(known))
 
 
 def mean(cells: Sequence[dict[str, Row]], method: str, measure: str) -> float:
@@ -107,7 +110,7 @@ def report(cells: list[dict[str, Row]], facts: Row) -> str:
         "Forced choice is over the pairs whose target has choices, calibrated (each label's mean probability over the",
     ]
     out += ["queries taken off, which needs no label) over those whose queries all have the same ones.", ""]
-    out += ["Differences, with 95% bootstrap intervals over pairs and queries:", ""]
+    out += ["Differences, with 95% bootstrap intervals over sources, targets and queries:", ""]
     out += [f"| difference | {' | '.join(MEASURES.values())} |", "| --- |" + " ---: |" * len(MEASURES)]
     for method in ("cast", "cast, if it helps"):
         for other in AGAINST:

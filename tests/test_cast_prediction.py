@@ -67,6 +67,7 @@ def test_known_predictors(prediction, files, monkeypatch, capsys):
 
 
 def test_correlation_by_rank(prediction):
-    value, low, high = prediction.correlation([1, 2, 3, 4, 5, 6], [1, 10, 100, 50, 1000, 2000])
+    pairs = [("s", str(i)) for i in range(6)]
+    value, low, high = prediction.correlation([1, 2, 3, 4, 5, 6], [1, 10, 100, 50, 1000, 2000], pairs)
     assert value == pytest.approx(0.942857, abs=1e-5)
     assert low < value <= high <= 1.0

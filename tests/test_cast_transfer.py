@@ -93,7 +93,7 @@ def test_forced_choice_where_there_is_knowledge(matrix):
 
     def cell(target, low, choice):
         zero = {"method": "zero-shot", "choice_accuracy_low": low, "choice": [1, 1, 0, 0]}
-        cast = {"method": "cast", "target": target, "chance": 0.25, "choice": choice}
+        cast = {"method": "cast", "source": "s", "target": target, "seed": 0, "chance": 0.25, "choice": choice}
         return {"zero-shot": zero, "cast": cast, "cast, if it helps": cast}
 
     known, unknown = cell("known", 0.3, [1, 1, 1, 0]), cell("unknown", 0.2, [0, 0, 0, 0])
@@ -131,3 +131,30 @@ def test_the_refusal_rule_and_paired_intervals(matrix):
     means = rng.choice([1, 1, 0, 0], size=(20_000, 4)).mean(axis=1)
     assert only.low == pytest.approx(np.quantile(means, 0.025), abs=0.01)
     assert np.isnan(cast_report.paired([good], "cast", "zero-shot", "choice").mean)
+
+
+def test_pairs_that_share_a_source_or_target_are_drawn_together(scripts):
+    (crossed,) = scripts("crossed_bootstrap")
+    pairs = [("a", "x"), ("a", "y"), ("b", "x"), ("b", "y"), ("b", "z")]
+    weights = crossed.crossed_weights(pairs, np.random.default_rng(0), 4000)
+    assert (weights[:, 0] * weights[:, 3] == weights[:, 1] * weights[:, 2]).all(), "products of a row and a column"
+    assert weights.mean(axis=0) == pytest.approx([1.0] * 5, abs=0.06)
+    alone = crossed.crossed_weights([("a", "x")], np.random.default_rng(0), 5)
+    assert (alone == 1).all()
+
+
+def test_intervals_do_not_shrink_with_repeated_sources(matrix):
+    """Ten sources that act alike on two targets tell no more than one: the targets differ."""
+    _, cast_report = matrix
+
+    def cell(source, target, exact):
+        row = {"source": source, "target": target, "seed": 0, "exact": exact}
+        return {"cast": row, "zero-shot": row | {"exact": [0] * 4}}
+
+    def width(sources):
+        cells = [cell(s, t, e) for s in map(str, range(sources)) for t, e in (("x", [1] * 4), ("y", [0] * 4))]
+        found = cast_report.paired(cells, "cast", "zero-shot", "exact")
+        assert found.mean == 0.5
+        return found.high - found.low
+
+    assert width(10) == pytest.approx(width(1), abs=0.01) == pytest.approx(1.0)

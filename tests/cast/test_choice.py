@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cast.choice import Choice, Grid, choose, choose_place, grid, places_of, right_options
+from cast.commands import said_of
 from cast.label_prior import label_prior
 from laai.evaluate import measure
 from laai.intervention import Intervention
@@ -147,3 +148,14 @@ def test_strong_scales_that_cost_knowledge_do_not_hide_a_milder_one():
     likely = Grid(((0, 1),), scales, probability, probability > 0.5)
     found = choose(likely, lambda layers, scale: torch.full((4,), 0.3 if scale > 1 else 0.6))
     assert (found.layers, found.scale, found.helps) == ((0, 1), 1.0, True)
+
+
+def test_a_choice_is_told_in_a_line():
+    found = Choice((2, 3, 4), 0.5, True, 0.25, 0.1, 0.4, None, 12)
+    line = "layers 2 to 4 at scale 0.5, chosen on 12 examples of the target"
+    assert said_of(found, "target") == f"{line} (probability of the right answer +0.250, +0.100 to +0.400)"
+    one = Choice((7,), 1.0, False, 0.25, 0.1, 0.4, -0.03, 12)
+    assert said_of(one, "source").startswith("layer 7 at scale 1, chosen on 12 examples of the source")
+    assert "among the options -0.030" in said_of(one, "source")
+    nothing = Choice((0, 1), 0.0, False, 0.0, 0.0, 0.0, 0.0, 12)
+    assert said_of(nothing, "target").startswith("no vector: ")
