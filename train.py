@@ -40,10 +40,11 @@ from laai.noise import ignore_noise
 from laai.placement import move
 from laai.progress import StepProgress
 from laai.report import answers_markdown, markdown_table, print_table, write_results
-from laai.run_folder import claim_version, with_csv
+from laai.run_folder import claim_version, folder_options, with_csv
 from laai.tasks import Task, load_task
 
 register_type(Task, deserializer=load_task)  # else the parser reads a task's file as if it held settings
+RUNS = Path("lightning_logs")
 SUBCOMMANDS = ("fit", "validate", "test")
 TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {
@@ -92,7 +93,7 @@ class TrainCLI(LightningCLI):
         """`--ckpt_path last` is the newest checkpoint of all runs in the folder; else Lightning's own reading."""
         options = self.config[self.config.subcommand]
         if options.get("ckpt_path") == "last":
-            path = str(newest_checkpoint(runs_folder(options.trainer.logger) or Path("lightning_logs")))
+            path = str(newest_checkpoint(runs_folder(options.trainer.logger) or RUNS))
             sys.argv[1:] = [path if argument == "last" else argument for argument in sys.argv[1:]]  # for DDP's others
             options["ckpt_path"] = path
             sys.stderr.write(f"going on from {path}\n")
@@ -115,8 +116,11 @@ class TrainCLI(LightningCLI):
         runs = runs_folder(self._get(self.config, "trainer.logger"))
         first = getattr(rank_zero_only, "rank", 0) == 0  # the others are told the folder
         writes = self.subcommand == "fit" and not self._get(self.config, "trainer.fast_dev_run")
-        if writes and first and runs is not None and self._version() is None:
-            kwargs["logger"] = with_csv(self._get(self.config_init, "trainer.logger"), claim_version(runs))
+        given = self._get(self.config_init, "trainer.logger")
+        if writes and first and runs is None and self._get(self.config, "trainer.default_root_dir") is None:
+            kwargs |= folder_options(given, RUNS)
+        elif writes and first and runs is not None and self._version() is None:
+            kwargs["logger"] = with_csv(given, claim_version(runs))
         kwargs["plugins"] = [*(self._get(self.config_init, "trainer.plugins") or []), CheckpointFiles()]
         return super().instantiate_trainer(**kwargs)
 

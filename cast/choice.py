@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from cast.label_prior import offsets, shifted_tokens
 from laai.batches import Reuse
+from laai.errors import UserError
 from laai.evaluate import choose_options
 from laai.intervention import Intervention
 from laai.layers import find_decoder
@@ -33,6 +34,9 @@ TRIES = 20
 LEAST_GAIN = 0.01
 """Rise of the answers' probability, the exact match that sampling would expect, that is worth some forced choice."""
 
+FEWEST = 5
+"""Examples below which no gain is believed: a bootstrap of so few is too sure of itself."""
+
 Right = Callable[[Sequence[int], float], Tensor]
 """The right option's share of the options' probability, (examples with choices,), with layers at a scale."""
 
@@ -46,12 +50,14 @@ class Choice:
     Attributes:
         layers: that keep their vectors.
         scale: the strength.
-        helps: answers got likelier by more than chance: the 95% bootstrap interval of `gain` lies above zero. With
-            choices, which a vector can cost, by `LEAST_GAIN` at least.
+        helps: a rule of thumb, no test: on `FEWEST` examples or more, the 95% bootstrap interval of `gain` lies above
+            zero. With choices, which a vector can cost, `gain` is `LEAST_GAIN` at least. The interval is of the best of
+            many places and scales, on the same examples that they were compared on, and is not adjusted for that: gains
+            on other examples tend to be smaller.
         gain, gain_low, gain_high: mean rise of the whole answer's probability against no vector.
         choice_gain: mean rise of the right option's share of the options' probability, with the label prior that goes
             with the vector where there is one; None without choices.
-        examples: how many.
+        examples: how many counted; those on which the model overflows without a vector are left out.
     """
 
     layers: tuple[int, ...]
@@ -169,11 +175,23 @@ def choose(found: Grid, right: Right | None = None) -> Choice:
     Args:
         found: of `grid`.
         right: of `right_options`, on the same examples; None where they have no choices.
+
+    Raises:
+        UserError: the model overflows on all examples without a vector.
     """
-    gains = found.probability.nan_to_num(nan=0.0) - found.probability[:, :1]  # a NaN: the model overflowed
+    sound = found.probability[:, 0].isfinite().all(dim=0)
+    if not sound.any():
+        raise UserError(
+            f"expected examples whose answers the model gives a probability, found none of {len(sound)}: it overflows "
+            "without a vector; load it with another dtype, such as float32"
+        )
+    probability = found.probability[..., sound].nan_to_num(nan=0.0)  # a NaN: a vector that makes the model overflow
+    gains = probability - probability[:, :1]
     ranked = gains.mean(dim=-1).flatten().argsort(descending=True, stable=True).tolist()
     nothing = (0, found.scales.index(0.0))
     before = None if right is None else right(found.layers[0], 0.0)
+    if before is not None and not before.isfinite().any():
+        before = None  # it overflows on every example with choices
     best, change = nothing, None if before is None else 0.0
     for flat in ranked[:TRIES]:
         place, number = divmod(flat, len(found.scales))
@@ -182,7 +200,8 @@ def choose(found: Grid, right: Right | None = None) -> Choice:
         if right is None or before is None:
             best = place, number
             break
-        rise = bootstrap_interval(right(found.layers[place], found.scales[number]) - before)
+        after = right(found.layers[place], found.scales[number]).nan_to_num(nan=0.0)
+        rise = bootstrap_interval((after - before)[before.isfinite()])
         if rise.high >= 0:
             best, change = (place, number), rise.mean
             break
@@ -190,7 +209,7 @@ def choose(found: Grid, right: Right | None = None) -> Choice:
     return Choice(
         layers=found.layers[best[0]],
         scale=found.scales[best[1]],
-        helps=gain.low > 0 and (change is None or gain.mean >= LEAST_GAIN),
+        helps=gain.n >= FEWEST and gain.low > 0 and (change is None or gain.mean >= LEAST_GAIN),
         gain=gain.mean,
         gain_low=gain.low,
         gain_high=gain.high,

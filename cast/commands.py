@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cast.words import KINDS, STRATEGIES
@@ -53,32 +54,26 @@ def selection(options: Any) -> dict[str, Any]:
 
 
 def _extract(options: Any) -> None:
-    from pathlib import Path
-
-    import lightning.pytorch as pl
-
+    from cast.command_checks import check_output, trainer_of
+    from cast.contrast_loop import discard
     from cast.extraction import extract
-    from laai.errors import UserError
     from laai.models import load_model
     from laai.noise import ignore_noise
     from laai.tasks import load_task
 
-    source, output = load_task(options.source, columns=columns_of(options)), Path(options.output)
-    model = load_model(options.base_model, dtype=options.dtype)
     ignore_noise()
-    if options.devices != "auto" and not options.devices.isdecimal():
-        raise UserError(f"expected --devices as a number or auto, found {options.devices!r}")
-    trainer = pl.Trainer(
-        devices=options.devices, precision=options.precision, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+    output = check_output(options.output)
+    partial = output.with_name(f"{output.name}.partial")
+    trainer = trainer_of(options.devices, options.precision)
+    source = load_task(options.source, columns=columns_of(options))
+    model = load_model(options.base_model, dtype=options.dtype)
     vector = extract(
         model, source, site=list(SITES) if options.site == "both" else options.site, positions=options.positions,
-        kind=options.kind, preserve_norm=options.preserve_norm, trainer=trainer,
-        partial=output.with_name(f"{output.name}.partial"), **selection(options),
+        kind=options.kind, preserve_norm=options.preserve_norm, trainer=trainer, partial=partial, **selection(options),
     )  # fmt: skip
     if trainer.is_global_zero:
         path = vector.save(output)
+        discard(partial)
         sites = " and ".join(vector.sites)
         sys.stdout.write(
             f"{len(vector)} vectors at {sites} on layers {vector.layers[0]} to {vector.layers[-1]}: {path}\n"
@@ -93,7 +88,7 @@ def add_transfer(commands: Parsers) -> None:
         "  laai transfer --source big.jsonl --target small.jsonl --select cast --samples 10 --output v.safetensors\n"
         "  laai transfer --source en.jsonl=2 de.jsonl=1 --target fr.jsonl --development 0 --json fr.json\n\n"
         "Layers and scale are chosen on --development labelled examples of the target, or, with 0, on examples of the\n"
-        "source. A vector that is not expected to help is not applied; --always applies it.",
+        "source. A vector that is not expected to help is neither applied nor written; --always does both.",
     )  # fmt: skip
     parser.add_argument(
         "--source", required=True, nargs="+", help="tasks whose vectors are combined; NAME=WEIGHT to weigh"
@@ -105,7 +100,9 @@ def add_transfer(commands: Parsers) -> None:
     parser.add_argument("--test", type=int, default=100, help="test queries at most (default: 100)")
     parser.add_argument("--site", choices=SITES, default="heads", help="where vectors are added (default: heads)")
     parser.add_argument("--centre", nargs="+", default=[], metavar="TASK", help="tasks whose mean vector is taken off")
-    parser.add_argument("--always", action="store_true", help="apply the vector even if it is not expected to help")
+    parser.add_argument(
+        "--always", action="store_true", help="apply and write a vector that is not expected to help too"
+    )
     parser.add_argument(
         "--no_label_prior", action="store_true", help="leave the vector's leaning to some labels as it is"
     )
@@ -116,31 +113,37 @@ def add_transfer(commands: Parsers) -> None:
 
 
 def _transfer(options: Any) -> None:
-    from pathlib import Path
-
-    from cast.cross_task import transfer
+    from cast.command_checks import check_output
+    from cast.cross_task import transfer, weighted
+    from laai.errors import UserError
     from laai.files import write_json
     from laai.models import load_model
     from laai.noise import ignore_noise
     from laai.report import print_table
+    from laai.tasks import load_task
 
+    if options.test < 1:
+        raise UserError(f"expected --test as at least 1, found {options.test}: the vector is measured on these queries")
+    output = check_output(options.output) if options.output else None
+    table = check_output(options.json, "--json") if options.json else None
+    sources, target = dict(weighted(sources_of(options.source))), load_task(options.target)
+    centre = [task for task, _ in weighted(options.centre)] if options.centre else []
     model = load_model(options.base_model, dtype=options.dtype)
     ignore_noise()
     found = transfer(
-        model, dict(weighed(name) for name in options.source), options.target, development=options.development,
-        test=options.test, refuse=not options.always, site=options.site, centre=options.centre,
-        calibrate=not options.no_label_prior, **selection(options),
+        model, sources, target, development=options.development, test=options.test, refuse=not options.always,
+        site=options.site, centre=centre, calibrate=not options.no_label_prior, **selection(options),
     )  # fmt: skip
     print_table(found.scores, f"{' + '.join(options.source)} -> {options.target}: {options.samples} source samples")
     sys.stdout.write(said_of(found.choice, found.chosen_on) + "\n")
     if prior := found.vector.metadata.get("label_prior"):
         sys.stdout.write(f"label prior: {', '.join(f'{label} {shift:+.2f}' for label, shift in prior.items())} nats\n")
-    if found.refused and found.choice.scale:
-        sys.stdout.write("not applied: on those examples the vector did not help enough (--always applies it)\n")
-    if options.output:
-        sys.stdout.write(f"vector: {found.vector.save(options.output)}\n")
-    if options.json:
-        write_json(Path(options.json), {"source": options.source, "target": options.target} | found.as_json())
+    if found.refused and (line := refusal(found.choice, output is not None)):
+        sys.stdout.write(line + "\n")
+    if output and not found.refused:
+        sys.stdout.write(f"vector: {found.vector.save(output)}\n")
+    if table:
+        write_json(table, {"source": options.source, "target": options.target} | found.as_json())
 
 
 def said_of(choice: Choice, chosen_on: str) -> str:
@@ -156,6 +159,35 @@ def said_of(choice: Choice, chosen_on: str) -> str:
     return (
         f"{layers} at scale {choice.scale:g}, chosen on {examples} (probability of the right answer {interval}{among})"
     )
+
+
+def refusal(choice: Choice, wanted: bool) -> str:
+    """What a refused vector comes to, in a line; none where `said_of` has said all.
+
+    Args:
+        choice: that does not help.
+        wanted: a file was asked for.
+    """
+    if not choice.scale:  # with --always a vector of strength 0 would be written, which is nobody's wish
+        return "not written: there is no vector" if wanted else ""
+    done, cure = ("not applied and not written", "does both") if wanted else ("not applied", "applies it")
+    return f"{done}: on those examples the vector did not help enough (--always {cure})"
+
+
+def sources_of(names: Sequence[str]) -> dict[str, float]:
+    """Weights by name, of `NAME` or `NAME=WEIGHT` each.
+
+    Raises:
+        UserError: a weight that is no number, or a name that is given twice.
+    """
+    from laai.errors import UserError
+
+    found: dict[str, float] = {}
+    for task, weight in map(weighed, names):
+        if task in found:
+            raise UserError(f"expected each source once, found {task!r} twice: give it once, perhaps as NAME=WEIGHT")
+        found[task] = weight
+    return found
 
 
 def weighed(name: str) -> tuple[str, float]:

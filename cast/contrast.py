@@ -38,6 +38,7 @@ class Contrast:
         few_shot, zero_shot: the prompts; pair i is the two at i. Answers in them are left out.
         keys: (site, layer) to read.
         keep: keep each sample's activations too, for `states`: 8 bytes a sample and number read.
+        precision: Lightning's, that the pairs will be run in: what other precisions have seen does not add up.
     """
 
     def __init__(
@@ -47,10 +48,11 @@ class Contrast:
         zero_shot: Sequence[Prompt],
         keys: Sequence[Key],
         keep: bool = False,
+        precision: str = "32-true",
     ) -> None:
         decoder = find_decoder(model.llm)
         self.widths = {key: decoder.width(*key) for key in keys}
-        self._model = model
+        self._model, self._precision = model, precision
         self._prompts = [[Prompt(p.prefix, p.suffix[:1]) for p in prompts] for prompts in (few_shot, zero_shot)]
         self._reuse, self._began = Reuse("off"), False
         total = sum(self.widths.values())
@@ -134,8 +136,9 @@ class Contrast:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes with the model, the prompts and what is read of them."""
+        """Changes with the model, its dtype and precision, the prompts and what is read of them."""
         parts = [self._model.identity, str(self._model.llm.dtype), [list(k) for k in self.widths], self.kept.shape[1]]
+        parts.append(self._precision)
         prompts = [[(*p.prefix, *p.suffix) for p in prompts] for prompts in self._prompts]
         return hashlib.sha256(json.dumps([parts, prompts]).encode()).hexdigest()
 
@@ -148,13 +151,13 @@ class Contrast:
         """Add what files of `save` hold, of any number of devices; pairs that two files hold count once.
 
         Raises:
-            UserError: a file is damaged, or was made of another model or other samples.
+            UserError: a file is damaged, or was made of another model, in another precision or of other samples.
         """
-        found = []
+        found, expected = [], self.fingerprint  # taken now, of the model as the user gave it
         for path in paths:
             try:
                 with safe_open(path, "pt") as file:
-                    same = (file.metadata() or {}).get("fingerprint") == self.fingerprint
+                    same = (file.metadata() or {}).get("fingerprint") == expected
                     found.append({name: file.get_tensor(name) for name in ("done", "sums", "kept")})
             except (SafetensorError, OSError) as error:
                 raise UserError(f"cannot read {path}, part of an earlier extraction: {error}; delete it") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import time
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,19 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from cast.contrast import Contrast
+from laai.errors import UserError
 from laai.models import LanguageModel
 from laai.placement import hold, move
 from laai.sigterm import heed_sigterm
 
+NOTHING = -1
+"""In place of a pair's number, for devices that have none."""
+
 SAVE_SECONDS = 15.0
 """How much work an interruption may cost."""
+
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+"""Lightning's precisions that leave the weights as they are."""
 
 
 def run_all(
@@ -37,35 +45,65 @@ def run_all(
         model: the language model that it reads; where the trainer put it, it is put back.
         batch_size: pairs at a time on each device.
         trainer: shares the pairs out to its devices; None to run them here, where the model is.
-        partial: where to keep what is done, as files PARTIAL.0, PARTIAL.1, … by device, until all is done. A run with
-            the same settings, on any number of devices that see these files, goes on from there.
+        partial: where to keep what is done, as files PARTIAL.0, PARTIAL.1, … by device. A run with the same settings,
+            on any number of devices that see these files, goes on from there. They stay when all is done, so that a
+            result that cannot be saved is not lost: call `discard` once it is.
         name: for the progress bar; None for no bar.
 
     Raises:
-        UserError: `partial` holds something else.
+        UserError: `partial` holds something else, or the trainer's precision would convert the model.
     """
+    if trainer is not None:
+        check_precision(trainer)
     if partial is not None:
-        contrast.restore(sorted(partial.parent.glob(f"{partial.name}.*")))
+        contrast.restore(files_of(partial))
+    todo, devices = contrast.missing(), 1 if trainer is None else trainer.world_size
+    if devices > 1:
+        todo += [NOTHING] * (devices - len(todo))  # each device has to get something, or the others wait for it
     with tqdm(
         total=len(contrast), initial=int(contrast.done.sum()), desc=name, disable=name is None, leave=False
     ) as bar:
         work = _Work(model.llm, contrast, partial, bar)
-        loader: DataLoader[Tensor] = DataLoader(torch.tensor(contrast.missing()), batch_size)  # type: ignore[arg-type]
+        loader: DataLoader[Tensor] = DataLoader(torch.tensor(todo), batch_size)  # type: ignore[arg-type]
         device = next(model.llm.parameters()).device
         try:
             if trainer is None:
                 for pairs in loader:
                     work.predict_step(pairs)
-            elif len(loader):
+            elif todo:
                 trainer.predict(work, loader, return_predictions=False)
         except BaseException:
             work.save()
             raise
         finally:
             move(model.llm, device)  # Lightning leaves it elsewhere
-    if partial is not None:
-        for file in partial.parent.glob(f"{partial.name}.*"):
-            file.unlink(missing_ok=True)
+        if work.is_first:
+            work.save()  # of all devices
+
+
+def check_precision(trainer: pl.Trainer) -> None:
+    """Refuse a precision by which Lightning would convert the user's model for good.
+
+    Raises:
+        UserError: the precision is none of `PRECISIONS`.
+    """
+    if trainer.precision not in PRECISIONS:
+        raise UserError(
+            f"expected a precision that leaves the model as it is ({', '.join(PRECISIONS)}), found "
+            f"{trainer.precision}, which would convert it for good: load the model with that dtype instead (--dtype)"
+        )
+
+
+def files_of(partial: Path) -> list[Path]:
+    """The files that keep what runs with this `partial` have done."""
+    found = partial.parent.glob(f"{glob.escape(partial.name)}.*")
+    return sorted(path for path in found if path.suffix[1:].isdecimal())
+
+
+def discard(partial: Path) -> None:
+    """Delete what `run_all` keeps; for its callers, once their result is saved."""
+    for file in files_of(partial):
+        file.unlink(missing_ok=True)
 
 
 class _Work(pl.LightningModule):
@@ -77,6 +115,11 @@ class _Work(pl.LightningModule):
         hold(self, llm)
         self._rank, self._devices = 0, 1
         self._saved = time.monotonic()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the only device, or the first of several."""
+        return self._rank == 0
 
     def on_predict_start(self) -> None:
         """The first device keeps what was done before, the others begin with nothing."""
@@ -93,8 +136,11 @@ class _Work(pl.LightningModule):
 
     def predict_step(self, pairs: Tensor) -> None:
         """Run some pairs."""
-        self._contrast.run(pairs.tolist())
-        self._bar.update(min(len(pairs) * self._devices, len(self._contrast) - self._bar.n))
+        numbers = [pair for pair in pairs.tolist() if pair != NOTHING]
+        if not numbers:
+            return
+        self._contrast.run(numbers)
+        self._bar.update(min(len(numbers) * self._devices, len(self._contrast) - self._bar.n))
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
 

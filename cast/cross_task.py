@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -17,6 +18,7 @@ from laai.errors import UserError
 from laai.intervention import Intervention
 from laai.models import LanguageModel
 from laai.prompts import Shown, Template
+from laai.provenance import seen_digests
 from laai.scores import Scores
 from laai.tasks import Task, load_task
 from laai.words import Style
@@ -27,12 +29,16 @@ SOURCE_DEVELOPMENT = 20
 BASELINES = ("zero-shot", "cross-task few-shot", "few-shot", "label prior", "random direction", "random samples")
 
 
+Sources = Task | str | Mapping[str, float] | Mapping[Task, float] | Sequence[Task | str]
+"""A task, several, or weights by task."""
+
+
 @dataclass(frozen=True)
 class Transfer:
     """What a transfer gave.
 
     Attributes:
-        vector: the combined vector at its chosen layers and scale; what `refused` says was not applied.
+        vector: the combined vector at its chosen layers and scale, applied or not; its metadata have `refused` too.
         choice: where and how strongly, and the evidence for it.
         chosen_on: what the choice was made on: `target` or `source`.
         refused: the vector was not expected to help, so the row `cast` is the model without it.
@@ -56,7 +62,7 @@ class Transfer:
 
 def transfer(
     model: LanguageModel,
-    source: Task | str | Mapping[str, float] | Sequence[Task | str],
+    source: Sources,
     target: Task | str,
     *,
     development: int = 20,
@@ -77,11 +83,12 @@ def transfer(
 
     Args:
         model: the language model.
-        source: a task, several, or weights by name; several vectors are combined as their weighted mean.
+        source: a task, several, or weights by task; several vectors are combined as their weighted mean.
         target: the task to be steered.
         development: labelled target examples on which layers and scale are chosen; 0 to choose them on some examples
-            of the source that were no samples (`SOURCE_DEVELOPMENT` of the first, if there are several).
-        test: target queries at most; None for all.
+            of the source that were no samples (`SOURCE_DEVELOPMENT` of the first, if there are several). No vector is
+            expected to help on fewer than `cast.choice.FEWEST`.
+        test: target queries at most, at least 1; None for all.
         shots: demonstrations in few-shot prompts: those of the extraction, and those of both prompting baselines.
         scales: strengths to choose from.
         refuse: leave the model as it is where the vector is not expected to help (`Choice.helps`).
@@ -96,21 +103,24 @@ def transfer(
         options: further arguments of `cast.extract`: samples, strategy, site, kind, shared_shots, …
 
     Raises:
-        UserError: a task cannot be read or is too small, or an unknown baseline.
+        UserError: a task cannot be read, is too small or is given twice, no test query, an unknown baseline, or a model
+            that overflows on all examples that the choice is made on.
     """
+    if test is not None and test < 1:
+        raise UserError(f"expected at least 1 test query, found {test}: what a transfer gives is measured on them")
     unknown = sorted(set(baselines) - set(BASELINES))
     if unknown:
         raise UserError(f"baselines must be among {', '.join(BASELINES)}, not {unknown[0]!r}")
     data = FewShotDataModule(target, shots, seed=seed, validation=development, test=test, style=style)
     seen = {example.input for example in (*data.splits.test, *data.splits.validation)}
-    weights = {without(task, seen): weight for task, weight in weighted(source)}
+    weights = distinct([(without(task, seen), weight) for task, weight in weighted(source)])
     template, examples = data.template(model.tokenizer), data.splits.validation
     if not development:
         first = next(iter(weights))
         examples = first.split(0, validation=SOURCE_DEVELOPMENT, test=0, seed=seed).validation
         template = Template(model.tokenizer, first, style)
-        seen = {example.input for example in examples}
-        weights = {without(task, seen): weight for task, weight in weights.items()}
+        seen |= {example.input for example in examples}
+        weights = distinct([(without(task, seen), weight) for task, weight in weights.items()])
     options |= {"shots": shots, "style": style, "seed": seed, "progress": progress}
 
     def chosen(vector: Intervention) -> Choice:
@@ -131,6 +141,8 @@ def transfer(
         return with_label_prior(model, bare, template, examples) if calibrate and development else bare
 
     steering = finished(choice.of(vector))
+    steering.metadata["refused"] = refused
+    steering.metadata["seen"] = seen_digests([e.input for e in examples], steering.metadata.get("seen"))
     methods = [Method("cast", None if refused else steering)]
     if "label prior" in baselines and calibrate and development:
         prior = label_prior(model, 0.0 * vector, template, examples)
@@ -154,21 +166,37 @@ def transfer(
     return Transfer(steering, choice, "target" if development else "source", refused, scores, evaluations)
 
 
-def weighted(source: Task | str | Mapping[str, float] | Sequence[Task | str]) -> list[tuple[Task, float]]:
+def weighted(source: Sources) -> list[tuple[Task, float]]:
     """Source tasks with their weights, which sum to one.
 
     Raises:
-        UserError: no source, or weights that are not positive.
+        UserError: no source, one that is given twice, or weights that are not positive and finite.
     """
-    pairs = (
-        list(source.items())
-        if isinstance(source, Mapping)
-        else [(one, 1.0) for one in ([source] if isinstance(source, Task | str) else source)]
-    )
-    if not pairs or any(not weight > 0 for _, weight in pairs):
-        raise UserError(f"expected at least one source task, each with a weight above 0, found {dict(pairs) or 'none'}")
+    pairs: list[tuple[Task | str, float]]
+    if isinstance(source, Mapping):
+        pairs = [(one, weight) for one, weight in source.items()]
+    else:
+        pairs = [(one, 1.0) for one in ([source] if isinstance(source, Task | str) else source)]
+    if not pairs or any(not 0 < weight < math.inf for _, weight in pairs):
+        named = ", ".join(f"{one.name if isinstance(one, Task) else one}={weight:g}" for one, weight in pairs)
+        raise UserError(f"expected at least one source task, each with a weight above 0, found {named or 'none'}")
     total = sum(weight for _, weight in pairs)
-    return [(one if isinstance(one, Task) else load_task(one), weight / total) for one, weight in pairs]
+    found = [(one if isinstance(one, Task) else load_task(one), weight / total) for one, weight in pairs]
+    return list(distinct(found).items())
+
+
+def distinct(pairs: Sequence[tuple[Task, float]]) -> dict[Task, float]:
+    """Weights by task.
+
+    Raises:
+        UserError: two tasks are equal.
+    """
+    found: dict[Task, float] = {}
+    for task, weight in pairs:
+        if task in found:
+            raise UserError(f"expected each task once, found {task.name!r} twice: give it once, perhaps with a weight")
+        found[task] = weight
+    return found
 
 
 def combined(model: LanguageModel, weights: Mapping[Task, float], **options: Any) -> Intervention:
@@ -180,7 +208,8 @@ def combined(model: LanguageModel, weights: Mapping[Task, float], **options: Any
     for vector in vectors[1:]:
         total = total + vector
     parts = [vector.metadata["cast"] | {"weight": vector.scale} for vector in vectors]
-    return total.with_vectors(dict(total.items()), metadata=total.metadata | {"cast": {"combined": parts}})
+    made = {"combined": parts, "style": parts[0]["style"]}  # the style on top, where `laai evaluate` looks for it
+    return total.with_vectors(dict(total.items()), metadata=total.metadata | {"cast": made})
 
 
 def centred(vector: Intervention, others: Sequence[Intervention]) -> Intervention:

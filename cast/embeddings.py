@@ -87,7 +87,7 @@ def encoder_embeddings(
         (texts, width) fp32; from the disk if the same encoder embedded these texts before.
 
     Raises:
-        UserError: the encoder cannot be loaded.
+        UserError: the encoder cannot be loaded, or its tokenizer has no token to pad with.
     """
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name, padding_side="right")  # else positions would be shifted
@@ -95,6 +95,10 @@ def encoder_embeddings(
     except Exception as error:  # transformers, safetensors, tokenizers and the hub client share no base class
         found = " ".join(str(error).split())[:200]
         raise UserError(f"expected a sentence encoder with safetensors weights at {name!r}, found: {found}") from error
+    if tokenizer.pad_token is None:  # GPT-2 has none; what it is does not matter, as padding is masked
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise UserError(f"expected an encoder whose tokenizer has a padding token, found none at {name!r}: set one")
     limit = min(getattr(encoder.config, "max_position_embeddings", MAX_TOKENS + 2) - 2, MAX_TOKENS)
 
     def run(ids: Tensor, mask: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from laai.intervention import Intervention, Key
 from laai.layers import find_decoder
 from laai.models import LanguageModel
 from laai.prompts import Template
+from laai.provenance import seen_digests
 from laai.tasks import Example, Task
 from laai.teacher import other_examples
 from laai.words import SITES, Positions, Site, Style
@@ -61,13 +62,14 @@ def extract(
         seed: draws samples and demonstrations.
         progress: show progress bars.
         options: further arguments of `extract_from`: site, layers, positions, preserve_norm, kind, batch_size,
-            trainer, partial.
+            trainer, partial. The files of `partial` stay: call `cast.contrast_loop.discard` once the vector is saved.
 
     Returns:
         One fp32 vector per site and layer, at scale 1, with the settings in its metadata.
 
     Raises:
-        UserError: fewer than two examples, or sizes below one.
+        UserError: fewer than two examples, sizes below one, a trainer whose precision would convert the model, or
+            partial files of another extraction.
     """
 
     def embed(examples: Sequence[Example]) -> NDArray[np.floating]:
@@ -138,10 +140,12 @@ def extract_from(
         for s in dict.fromkeys(s for s, _ in contrast.widths)
     ]
     heads = {layer: count for part in parts for layer, count in part.num_heads.items()}
-    cast = {"source": template.task.name, "style": template.style, "kind": kind} | dict(settings or {})
+    facts = {"source": template.task.name, "style": template.style, "kind": kind} | dict(settings or {})
+    inputs = [e.input for e in (*samples, *(shot for shown in demonstrations for shot in shown))]
     return Intervention(
         contrast.means(difference=kind == "difference"),
-        positions=positions, preserve_norm=preserve_norm, num_heads=heads, metadata=parts[0].metadata | {"cast": cast},
+        positions=positions, preserve_norm=preserve_norm, num_heads=heads,
+        metadata=parts[0].metadata | {"cast": facts, "seen": seen_digests(inputs)},
     )  # fmt: skip
 
 
@@ -170,12 +174,14 @@ def contrast_of(
         layers: which layers; default: all that have the site.
         batch_size: pairs of prompts run at a time on each device.
         trainer: a Lightning trainer whose devices share the samples; None to run where the model is.
-        partial: files to go on from after an interruption, see `cast.contrast_loop.run_all`.
+        partial: files to go on from after an interruption, see `cast.contrast_loop.run_all`; they stay until
+            `cast.contrast_loop.discard`, to be called once the result is saved.
         progress: show a progress bar.
         keep: keep every sample's activations.
 
     Raises:
-        UserError: a sample stands among its own demonstrations, or there is no such site or layer.
+        UserError: a sample stands among its own demonstrations, there is no such site or layer, the trainer's
+            precision would convert the model, or `partial` holds another extraction.
     """
     for sample, shown in zip(samples, demonstrations, strict=True):
         if any(shot.input == sample.input for shot in shown):
@@ -188,7 +194,8 @@ def contrast_of(
         keys += [(s, i) for i in (decoder.steerable(s) if layers is None else layers)]
     few_shot = [template.encode(s.input, shown) for s, shown in zip(samples, demonstrations, strict=True)]
     zero_shot = [template.encode(s.input) for s in samples]
-    contrast = Contrast(model, few_shot, zero_shot, keys, keep)
+    precision = "32-true" if trainer is None else str(trainer.precision)
+    contrast = Contrast(model, few_shot, zero_shot, keys, keep, precision)
     name = f"CAST from {template.task.name}" if progress else None
     run_all(contrast, model, batch_size=batch_size, trainer=trainer, partial=partial, name=name)
     return contrast

@@ -49,7 +49,8 @@ def label_prior(
 
     Returns:
         One vector at the last layer's residual site, with the shifts by label in its metadata. None where it cannot
-        serve: other positions, norms that are kept, choices that differ between examples or begin with the same token.
+        serve: other positions, norms that are kept, choices that differ between examples or begin with the same token,
+        a model that overflows on all examples; where it does on some, these are left out.
     """
     ids = shifted_tokens(vector, template, examples)
     if ids is None:
@@ -60,8 +61,8 @@ def label_prior(
     rows = functional.normalize(rows - rows.mean(dim=0), dim=-1)
     reuse = Reuse()
 
-    def shifted(weights: Tensor) -> tuple[Tensor, float]:
-        """The labels' logits (examples, labels), and the mean norm of the last state, under the vector and a shift."""
+    def shifted(weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The labels' logits (examples, labels), and the last states' norms, under the vector and a shift."""
         both = vector + _at(vector, last, weights @ rows)
         prompts = [template.encode(example.input) for example in examples]
         logits, norms = torch.zeros(len(examples), len(ids)), torch.zeros(len(examples))
@@ -69,16 +70,20 @@ def label_prior(
             for started in started_batches(llm, prompts, pad_token(template.tokenizer), 32, reuse, own=True):
                 found = answer_logits(llm, started.batch, started.before)[:, 0, ids]
                 logits[started.rows], norms[started.rows] = found.float().cpu(), seen[last].float().norm(dim=-1).cpu()
-        return logits, float(norms.mean())
+        return logits, norms
 
     nothing = torch.zeros(len(ids))
-    plain, norm = shifted(nothing)
+    plain, norms = shifted(nothing)
+    sound = plain.isfinite().all(dim=-1)
+    if not sound.any():
+        return None
+    plain, norm = plain[sound], float(norms[sound].mean())
     wanted = offsets(plain)
     probes = PROBE * norm * torch.eye(len(ids))
-    response = torch.stack([_centred(shifted(probe)[0] - plain) for probe in probes], dim=1) / (PROBE * norm)
+    response = torch.stack([_centred(shifted(probe)[0][sound] - plain) for probe in probes], dim=1) / (PROBE * norm)
     weights = nothing
     for _ in range(ROUNDS):  # the final norm and the softmax cap of some models bend the response
-        missing = wanted - _centred(shifted(weights)[0] - plain)
+        missing = wanted - _centred(shifted(weights)[0][sound] - plain)
         weights = weights + torch.linalg.pinv(response) @ missing
     shifts = dict(zip(examples[0].choices or (), [round(value, 4) for value in wanted.tolist()], strict=True))
     found = _at(vector, last, weights @ rows)
@@ -119,7 +124,11 @@ def offsets(logits: Tensor) -> Tensor:
     """(labels,) that, added to logits (examples, labels), make all labels about equally likely over the examples.
 
     Minus the logarithm of each label's mean probability (batch calibration, 2309.17249), less the mean over labels.
+    Examples on which the model overflows are left out; zeros if it does on all.
     """
+    logits = logits[logits.isfinite().all(dim=-1)]
+    if not len(logits):
+        return logits.new_zeros(logits.shape[1])
     found = -logits.double().softmax(dim=-1).mean(dim=0).clamp_min(MEAN_FLOOR).log()
     return (found - found.mean()).float()
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from cast.cross_task import without
 from cast.extraction import extract, extract_own
 from laai.intervention import Intervention
 from laai.module import LAAIModule
@@ -14,6 +15,8 @@ from laai.tasks import Task, load_task
 
 class CastStart(pl.Callback):
     """Give a `LAAIModule` its CAST vectors: from its own training examples, or from another task.
+
+    The run's test and validation inputs are left out of another task, which may share them or be the same one.
 
     Args:
         samples: source samples, for another task.
@@ -38,7 +41,11 @@ class CastStart(pl.Callback):
             self._source = None if pl_module.source == "own" else load_task(pl_module.source)
 
     def extract(self, module: LAAIModule) -> Intervention:
-        """The CAST vector for this run, extracted once."""
+        """The CAST vector for this run, extracted once.
+
+        Raises:
+            UserError: too few examples to extract from, those of the run's test and validation apart.
+        """
         if self.vector is None:
             data, model = module.data, module.language_model
             options: dict[str, Any] = {"site": module.site, "positions": module.positions}
@@ -47,5 +54,6 @@ class CastStart(pl.Callback):
             else:
                 options |= {"samples": self.samples, "shots": self.shots, "shared_shots": self.shared_shots}
                 options |= {"style": data.style, "seed": data.seed}
-                self.vector = extract(model, self._source, **options)
+                held_out = {example.input for example in (*data.splits.test, *data.splits.validation)}
+                self.vector = extract(model, without(self._source, held_out), **options)
         return self.vector

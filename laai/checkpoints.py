@@ -83,8 +83,13 @@ class CheckpointFiles(TorchCheckpointIO):
         return found
 
 
-def check_belongs(checkpoint: Mapping[str, Any], identity: Mapping[str, str | None], names: Iterable[str]) -> None:
-    """Refuse a checkpoint of another model, or one whose vectors are not exactly those named.
+def check_belongs(
+    checkpoint: Mapping[str, Any],
+    identity: Mapping[str, str | None],
+    names: Iterable[str],
+    data: Mapping[str, Any],
+) -> None:
+    """Refuse a checkpoint of another model or other data, or one whose vectors are not exactly those named.
 
     Lightning would load what it finds and leave the rest at zero.
 
@@ -99,9 +104,19 @@ def check_belongs(checkpoint: Mapping[str, Any], identity: Mapping[str, str | No
             f"the checkpoint was made for revision {made_for['revision']}, not for {identity['revision']}, "
             f"of {identity['base_model']}"
         )
+    learned = made_for.get("data")
+    if learned and any(learned[key] != data[key] for key in ("examples", "style")):
+        raise UserError(
+            f"the checkpoint learned from {_told(learned)}, this run has {_told(data)}, or the file has changed: "
+            "go on with the options that the run began with"
+        )
     expected, found = set(names), set(checkpoint["state_dict"])
     if expected != found:
         raise UserError(f"the checkpoint's vectors differ from this run's: {sorted(expected ^ found)[:4]}")
+
+
+def _told(data: Mapping[str, Any]) -> str:
+    return f"{data['num_examples']} examples of {data['task']} (seed {data['seed']}, {data['style']})"
 
 
 def newest_checkpoint(runs: Path) -> Path:

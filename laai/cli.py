@@ -164,10 +164,10 @@ def _tasks(options: Any) -> None:
 def _load_file(options: Any) -> Any:
     """The intervention; settles the prompt style that is not given: the one in its training, or its extraction."""
     from laai.intervention import Intervention
+    from laai.provenance import style_of
 
     intervention = Intervention.load(options.intervention)
-    made = [intervention.metadata.get(name) or {} for name in ("training", "cast")]
-    options.style = options.style or next((how["style"] for how in made if "style" in how), "plain")
+    options.style = options.style or style_of(intervention.metadata) or "plain"
     return intervention
 
 
@@ -186,14 +186,16 @@ def _generate(options: Any) -> None:
     from laai.prompts import Template
     from laai.tasks import Example, Task, load_task
 
+    if options.max_new_tokens < 1:
+        raise UserError(f"max_new_tokens must be at least 1, not {options.max_new_tokens}")
     model, intervention = _load_model(options, _load_file(options))
     if options.task:
         template = Template(model.tokenizer, load_task(options.task, columns=columns_of(options)), options.style)
         prompt = template.encode(options.prompt)
     else:
         bare = Task("prompt", (Example("a", "b"), Example("c", "d")), input_prefix="", answer_prefix="")
-        template = Template(model.tokenizer, bare)
-        prompt = template.encode_text(options.prompt.replace("\\n", "\n"))
+        template, text = Template(model.tokenizer, bare, options.style), options.prompt.replace("\\n", "\n")
+        prompt = template.encode_text(text) if options.style == "plain" else template.encode(text)
     plain = continuations(model.llm, template, [prompt], options.max_new_tokens)[0]
     with intervention.on(model):
         steered = continuations(model.llm, template, [prompt], options.max_new_tokens)[0]
@@ -202,6 +204,7 @@ def _generate(options: Any) -> None:
 
 def _evaluate(options: Any) -> None:
     import logging
+    from dataclasses import replace
     from pathlib import Path
 
     import lightning.pytorch as pl
@@ -211,6 +214,7 @@ def _evaluate(options: Any) -> None:
     from laai.files import write_json
     from laai.noise import ignore_noise
     from laai.progress import StepProgress
+    from laai.provenance import unseen
     from laai.report import print_table
 
     if options.shots < 0:
@@ -224,6 +228,12 @@ def _evaluate(options: Any) -> None:
         style=options.style,
         columns=columns_of(options),
     )
+    asked = data.splits.test
+    data.splits = replace(data.splits, test=unseen(asked, intervention.metadata))
+    if not data.splits.test:
+        raise UserError(f"the vectors were made from all {len(asked)} test queries; give others, or another --seed")
+    if left := len(asked) - len(data.splits.test):
+        sys.stdout.write(f"{left} of {len(asked)} test queries are left out: the vectors were made from them\n")
     model, intervention = _load_model(options, intervention)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     ignore_noise()

@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 
 from laai.batches import Reuse, Started, started_batches
 from laai.forward import answer_nll
-from laai.metrics import exact_match, forced_choice
+from laai.metrics import exact_match, first_lines, forced_choice
 from laai.prefix import check_length
 from laai.prompts import Prompt, Template, pad_token
 from laai.sharded import is_sharded
@@ -30,8 +30,8 @@ class Measured:
 
     Attributes:
         row: number of the example.
-        answer: first line of the generated text.
-        exact: exact match of that line with the expected answer.
+        answer: first line of the generated text; more where the expected answer has more.
+        exact: exact match of that with the expected answer.
         nll: mean negative log-likelihood per token of the expected answer and its terminator, nats.
         choice_sum, choice_mean: forced choice is right, by option likelihood summed or averaged over tokens; None
             without choices.
@@ -88,14 +88,14 @@ def measure(
     prompts = [template.encode(e.input, demonstrations, e.output) for _, e in examples]
     limit = max_new_tokens or answer_limit(template, [e for _, e in examples])
     sharing = _sharing(llm, prompts, bool(demonstrations or template.before), reuse)
-    answers, seconds, sums = _answer(llm, template, prompts, limit, batch_size, sharing)
+    texts, seconds, sums = _answer(llm, template, prompts, limit, batch_size, sharing)
     nlls = [total / len(prompt.answer) for total, prompt in zip(sums, prompts, strict=True)]
     chosen = _choose(llm, template, [e for _, e in examples], demonstrations, batch_size, sharing)
     return [
         Measured(
             row=row,
-            answer=answers[i],
-            exact=exact_match(answers[i], example.output),
+            answer=first_lines(texts[i], example.output),
+            exact=exact_match(texts[i], example.output),
             nll=nlls[i],
             choice_sum=chosen[i].by_sum == example.label if example.choices else None,
             choice_mean=chosen[i].by_mean == example.label if example.choices else None,
@@ -169,17 +169,16 @@ def _greedy(llm: nn.Module) -> Iterator[None]:
 def _answer(
     llm: nn.Module, template: Template, prompts: Sequence[Prompt], limit: int, batch_size: int, sharing: Sharing
 ) -> tuple[list[str], list[float], list[float]]:
-    """For each prompt: the first line of what the model writes, the seconds it took, and its answer's summed NLL."""
-    answers, seconds, sums = [""] * len(prompts), [0.0] * len(prompts), [0.0] * len(prompts)
+    """For each prompt: what the model writes, the seconds it took, and its answer's summed NLL."""
+    written, seconds, sums = [""] * len(prompts), [0.0] * len(prompts), [0.0] * len(prompts)
     for started in started_batches(llm, prompts, pad_token(template.tokenizer), batch_size, *sharing):
         began = time.perf_counter()
         texts = _continue(llm, template, started, limit)
         elapsed = (time.perf_counter() - began) / len(texts)
         nlls = answer_nll(llm, started.batch, started.before).sum(-1).tolist()
         for i, text, nll, once in zip(started.rows, texts, nlls, started.seconds, strict=True):
-            answers[i] = next(iter(text.strip().splitlines()), "").strip()
-            seconds[i], sums[i] = elapsed + once, nll
-    return answers, seconds, sums
+            written[i], seconds[i], sums[i] = text, elapsed + once, nll
+    return written, seconds, sums
 
 
 def _nlls(

@@ -18,6 +18,7 @@ from laai.noise import ignore_noise
 from laai.placement import move
 from laai.progress import StepProgress
 from laai.tasks import Task
+from laai.words import Style
 
 
 def fit(
@@ -31,6 +32,7 @@ def fit(
     seed: int = 0,
     validation: int = 0,
     batch_size: int | None = None,
+    style: Style = "plain",
     trainer: pl.Trainer | None = None,
     callbacks: Sequence[pl.Callback] = (),
     **options: Any,
@@ -47,6 +49,7 @@ def fit(
         seed: draws the examples.
         validation: further examples held back for early stopping by the default trainer.
         batch_size: examples per step; None for all.
+        style: prompt style, `plain` or `chat`.
         trainer: a Lightning trainer of one's own; default: one on the best single device that writes nothing.
         callbacks: for the default trainer.
         options: further arguments of `LAAIModule`: site, layers, positions, init_scale, l1, group_l2, optimizer, …
@@ -57,7 +60,9 @@ def fit(
     Raises:
         UserError: the task is too small, or an option does not fit the model.
     """
-    data = FewShotDataModule(task, num_examples, seed=seed, validation=validation, test=0, batch_size=batch_size)
+    data = FewShotDataModule(
+        task, num_examples, seed=seed, validation=validation, test=0, batch_size=batch_size, style=style
+    )
     given = init if isinstance(init, Intervention) else None
     module = LAAIModule(base_model=model.name, init="zero" if given is not None else str(init), **options)
     module.language_model, module.given_start = model, given

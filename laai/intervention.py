@@ -15,6 +15,7 @@ from laai.errors import UserError
 from laai.hooks import Attachment, Edit, steer
 from laai.layers import Decoder, find_decoder, unwrap
 from laai.positions import Where
+from laai.provenance import shared_facts
 from laai.words import POSITIONS, SITES, Positions, Site
 
 if TYPE_CHECKING:
@@ -139,17 +140,14 @@ class Intervention(nn.Module):
         for name in ("positions", "preserve_norm"):
             if getattr(self, name) != getattr(other, name):
                 raise UserError(f"cannot add interventions of different {name}")
-        a, b = (m.metadata.get("config_hash") for m in (self, other))
-        if a and b and a != b:
-            raise UserError(f"cannot add vectors of different base models: their configurations hash to {a} and {b}")
+        facts = shared_facts(self.metadata, other.metadata)
         total = {key: self.scale * v.detach() for key, v in self.items()}
         for key, v in other.items():
             if key in total and total[key].shape != v.shape:
                 raise UserError(f"cannot add vectors of different widths at {key}: {len(total[key])} and {len(v)}")
             term = sign * other.scale * v.detach()
             total[key] = total[key] + term if key in total else term
-        identity = {k: self.metadata[k] for k in ("base_model", "revision", "config_hash") if k in self.metadata}
-        return self.with_vectors(total, scale=1.0, num_heads=self.num_heads | other.num_heads, metadata=identity)
+        return self.with_vectors(total, scale=1.0, num_heads=self.num_heads | other.num_heads, metadata=facts)
 
     def __add__(self, other: Intervention) -> Intervention:
         """Sum, layer by layer; scales are multiplied in."""
@@ -181,10 +179,13 @@ class Intervention(nn.Module):
         """Hook the vectors into `model` until the returned attachment is detached. Prefer `on`.
 
         Raises:
-            UserError: a vector does not fit the model.
+            UserError: a vector does not fit the model, or was made for one of another configuration.
         """
         llm = transformer(model)
         self.check_widths(find_decoder(llm))
+        made_for = self.metadata.get("config_hash")
+        if made_for and made_for != (found := model_identity(model))["config_hash"]:
+            raise UserError(f"vectors made for {self.metadata.get('base_model')} do not fit {found['base_model']}")
         return Attachment(llm, {key: self._edit(v) for key, v in self.items()}, self.positions)
 
     def _edit(self, vector: nn.Parameter) -> Edit:

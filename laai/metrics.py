@@ -21,9 +21,13 @@ class Interval(NamedTuple):
 
 
 def exact_match(generated: str, expected: str) -> bool:
-    """Whether the first line of the generated text is the expected answer, white space at its ends apart."""
-    lines = generated.strip().splitlines()
-    return bool(lines) and lines[0].strip() == expected.strip()
+    """Whether the generated text begins with the expected answer as whole lines, white space at its ends apart."""
+    return first_lines(generated, expected) == expected.strip()
+
+
+def first_lines(generated: str, expected: str) -> str:
+    """As many lines of the generated text as the expected answer has; only a line feed ends one."""
+    return "\n".join(generated.strip().split("\n")[: expected.strip().count("\n") + 1]).strip()
 
 
 def forced_choice(option_nlls: Sequence[float], option_lengths: Sequence[int] | None = None) -> int:

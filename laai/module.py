@@ -29,6 +29,7 @@ from laai.models import LanguageModel
 from laai.options import check_options
 from laai.placement import place
 from laai.prompts import IGNORE, Batch, Template, pad_token
+from laai.provenance import data_facts, seen_digests
 from laai.scores import TaskMetrics
 from laai.sharded import ShardedStrategy, average_gradients, check_equal
 from laai.starts import start_of
@@ -173,9 +174,9 @@ class LAAIModule(LightningModule):
         names = ["site", "positions", "init", "source", "init_scale", "l1", "group_l2", "prior", "distill", "schedule"]
         training = {name: getattr(self, name) for name in names} | {"steps": self.trainer.global_step}
         training |= {"init": "given"} if self.given_start is not None else {}
-        training |= {"task": self.data.task.name, "num_examples": self.data.num_examples, "seed": self.data.seed}
-        training |= {"style": self.data.style, **self.optimizer_facts}
-        self.intervention.metadata["training"] = training
+        facts, inputs = self.intervention.metadata, [e.input for e in self.data.splits.train]
+        facts["training"] = training | data_facts(self.data) | self.optimizer_facts
+        facts["seen"] = seen_digests([*inputs, *(e.input for e in self.data.splits.validation)], facts.get("seen"))
         return self.intervention
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -287,13 +288,13 @@ class LAAIModule(LightningModule):
         return {name: value for name, value in whole.items() if name.startswith("steered.intervention.")}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which model the vectors belong to."""
-        checkpoint["laai"] = self.language_model.identity
+        """Note which model the vectors belong to, and which data."""
+        checkpoint["laai"] = self.language_model.identity | {"data": data_facts(self.data)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model, or one whose vectors are not exactly ours.
+        """Refuse a checkpoint of another model or other examples, or one whose vectors are not exactly ours.
 
         Raises:
             UserError: with what was expected and what was found.
         """
-        check_belongs(checkpoint, self.language_model.identity, self.state_dict())
+        check_belongs(checkpoint, self.language_model.identity, self.state_dict(), data_facts(self.data))

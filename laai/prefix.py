@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -202,7 +203,7 @@ def position_options(llm: nn.Module, mask: Tensor, keep: int) -> dict[str, Any]:
 def check_length(llm: nn.Module, mask: Tensor, more: int = 0) -> None:
     """Raise UserError if rows of a 0/1 mask (rows, tokens), and `more` tokens, outgrow a table of learned positions.
 
-    Models that compute their positions run on, at their own risk.
+    Models that compute their positions run on, with a warning.
     """
     config = unwrap(llm).config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
     limit = getattr(config, "max_position_embeddings", None)
@@ -213,3 +214,8 @@ def check_length(llm: nn.Module, mask: Tensor, more: int = 0) -> None:
             f"a prompt with its answer has {longest} tokens, and the model no more than {limit} positions: "
             "take fewer or shorter examples"
         )
+    warnings.warn(
+        f"a prompt with its answer is longer than the {limit} tokens that this model was made for: "
+        "what it says there may be worth little",
+        stacklevel=2,
+    )

@@ -137,6 +137,18 @@ class Template:
         text = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
         return next(iter(text.rpartition(_PROBE)[2].split()), self.tokenizer.eos_token or "")
 
+    @cached_property
+    def takes_system(self) -> bool:
+        """Whether the chat template has a system turn: some, Gemma's first ones, refuse it."""
+        from jinja2 import TemplateError
+
+        turns = [{"role": "system", "content": "?"}, {"role": "user", "content": "?"}]
+        try:
+            self.tokenizer.apply_chat_template(turns, tokenize=False)
+        except TemplateError:
+            return False
+        return True
+
     def prompt_text(self, query: str, demonstrations: Sequence[Example] = ()) -> str:
         """The prompt up to where the answer is to start."""
         task = self.task
@@ -147,10 +159,13 @@ class Template:
                 text += f"{other.instruction}\n\n" if other.instruction else ""
                 text += "".join(f"{_question(other, d.input)}{self.answer_text(d.output)}\n\n" for d in examples)
             return text + _question(task, query)
-        turns = [] if not shown[0].task.instruction else [{"role": "system", "content": shown[0].task.instruction}]
+        turns, first = [], shown[0].task.instruction
+        if first and self.takes_system:
+            turns = [{"role": "system", "content": first}]
         for number, (other, examples) in enumerate(shown):
-            # A chat has one system turn, its first: a later instruction stands in the user's next turn.
-            instruction = f"{other.instruction}\n\n" if number and other.instruction else ""
+            # A chat has one system turn, its first, if any: other instructions stand in the user's next turn.
+            later = other.instruction and (number > 0 or not turns)
+            instruction = f"{other.instruction}\n\n" if later else ""
             for shot in examples:
                 turns += [{"role": "user", "content": instruction + shot.input}]
                 turns += [{"role": "assistant", "content": shot.output}]
@@ -160,7 +175,16 @@ class Template:
         return str(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
 
     def answer_text(self, answer: str) -> str:
-        """The answer as it continues the prompt."""
+        """The answer as it continues the prompt.
+
+        Raises:
+            UserError: a line break in a plain prompt, where it ends the answer.
+        """
+        if self.style == "plain" and "\n" in answer:
+            raise UserError(
+                f"the answer {answer[:40]!r} has a line break, which ends an answer in a plain prompt: "
+                "write answers on one line, or take the chat style"
+            )
         return f" {answer}" if self.style == "plain" else answer
 
     def encode(

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from laai.errors import UserError
-from laai.tasks import Example
+from laai.tasks import Example, unreadable
 
 Row = Mapping[str, object]
 FIELDS = ("input", "output", "choices", "label", "labels")
@@ -119,6 +119,8 @@ def checked_text(value: object, field: str, where: str) -> str:
         raise UserError(f"{where}: {field} is {describe(value)}, expected a text; {cure}")
     if not value.strip():
         raise UserError(f"{where}: {field} is empty; fill it in or delete the entry")
+    if unreadable(value):
+        raise UserError(f"{where}: {field} holds half of a surrogate pair, such as a cut emoji; mend the text")
     return value.strip()
 
 

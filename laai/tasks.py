@@ -29,7 +29,9 @@ class Example:
     label: int | None = None
 
     def __post_init__(self) -> None:
-        """Fill in the label."""
+        """Fill in the label; choices given as a list become a tuple."""
+        if self.choices is not None:
+            object.__setattr__(self, "choices", tuple(self.choices))
         if self.label is None and self.choices is not None and self.output in self.choices:
             object.__setattr__(self, "label", self.choices.index(self.output))
 
@@ -66,7 +68,10 @@ class Task:
     language: str = "en"
 
     def __post_init__(self) -> None:
-        """Check the examples and take the test set's inputs out of the pool."""
+        """Check the examples and take the test set's inputs out of the pool; lists become tuples."""
+        for name in ("examples", "test_examples"):
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(given))
         _check(self.name, self.examples)
         if self.test_examples is not None:
             _check(f"{self.name}, test set", self.test_examples)
@@ -234,9 +239,12 @@ def _check(name: str, examples: Iterable[Example]) -> None:
     seen = set()
     for number, example in enumerate(examples, 1):
         where = f"task {name}, example {number}"
-        for field, text in (("input", example.input), ("output", example.output)):
+        options = (("choice", choice) for choice in example.choices or ())
+        for field, text in (("input", example.input), ("output", example.output), *options):
             if not isinstance(text, str) or not text.strip():
                 raise UserError(f"{where}: {field} must be a text that is not empty, got {text!r}")
+            if unreadable(text):
+                raise UserError(f"{where}: {field} {_short(text)} holds half of a surrogate pair; mend the text")
         if example.input in seen:
             raise UserError(f"{where}: input {_short(example.input)} occurs twice; drop one, see laai.tasks.dedupe")
         seen.add(example.input)
@@ -252,6 +260,11 @@ def _check(name: str, examples: Iterable[Example]) -> None:
                 f"{where}: label {example.label} is not the index of {_short(example.output)} "
                 f"in its choices {list(example.choices)}"
             )
+
+
+def unreadable(text: str) -> bool:
+    """Whether a text holds half of a surrogate pair, such as a cut emoji, which no tokenizer reads."""
+    return text != text.encode(errors="ignore").decode()
 
 
 def _rank(key: str, text: str) -> bytes:

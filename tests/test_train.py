@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch.loggers import Logger
 
 import train
 from laai import cli
@@ -154,6 +155,36 @@ def test_a_csv_file_is_a_task_and_not_settings(run_train, tmp_path):
     folder = run_train("--data.task", "mine.csv")
     assert results(folder)["task"] == "mine"
     assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["task"] == "mine.csv"
+
+
+class Tracker(Logger):
+    """As Weights & Biases' logger: one folder for all runs."""
+
+    name, version, save_dir = "tracker", "7", "."
+
+    def log_metrics(self, *_, **__):
+        """Nothing."""
+
+    def log_hyperparams(self, *_, **__):
+        """Nothing."""
+
+
+@pytest.mark.parametrize("logger", ["false", "tests.test_train.Tracker"])
+def test_a_run_has_a_folder_of_its_own_with_any_logger(run_train, logger, tmp_path):
+    """Else the second run would overwrite the first one's vectors."""
+    first, second = (run_train("--trainer.logger", logger, "--data.seed", seed) for seed in ("1", "2"))
+    for folder, seed in ((first, 1), (second, 2)):
+        assert results(folder)["seed"] == seed
+        assert Intervention.load(folder / "intervention.safetensors").metadata["training"]["seed"] == seed
+        assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["seed"] == seed
+    assert {path.name for path in tmp_path.iterdir()} == {"lightning_logs"}
+
+
+def test_going_on_with_other_data_is_refused(run_train, capsys):
+    run_train()
+    with pytest.raises(SystemExit):
+        run_train("--ckpt_path", "last", "--data.seed", "1", "--trainer.max_steps", "5")
+    assert "the checkpoint learned from 6 examples of colours (seed 0, plain)" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_says_how_to_go_on(run_train, capsys, monkeypatch, tmp_path):

@@ -8,6 +8,7 @@ import torch
 from cast.choice import Choice, Grid, choose, choose_place, grid, places_of, right_options
 from cast.commands import said_of
 from cast.label_prior import label_prior
+from laai.errors import UserError
 from laai.evaluate import measure
 from laai.intervention import Intervention
 from laai.prompts import Template
@@ -79,7 +80,7 @@ def table(probability):
 
 
 def every(values):
-    return [[[v - 0.01, v, v + 0.01, v] for v in row] for row in values]
+    return [[[v - 0.01, v, v + 0.01, v, v] for v in row] for row in values]
 
 
 def test_the_likeliest_answers_win():
@@ -96,14 +97,14 @@ def test_a_gain_in_form_that_costs_knowledge_is_passed_over():
     def right(of_place):
         def answer(layers, scale):
             asked.append((layers, scale))
-            return torch.tensor(of_place.get((layers, scale), [0.5, 0.7, 0.6, 0.2]))
+            return torch.tensor(of_place.get((layers, scale), [0.5, 0.7, 0.6, 0.2, 0.5]))
 
         return answer
 
-    worse, noisy = [0.3, 0.5, 0.4, 0.2], [0.6, 0.7, 0.1, 0.4]
+    worse, noisy = [0.3, 0.5, 0.4, 0.2, 0.4], [0.6, 0.7, 0.1, 0.4, 0.5]
     found = choose(likely, right({((1, 2), 2.0): worse, ((0,), 1.0): noisy}))
     assert (found.layers, found.scale, found.helps) == ((0,), 1.0, True)
-    assert found.choice_gain == pytest.approx(-0.05), "a loss that may be chance"
+    assert found.choice_gain == pytest.approx(-0.04), "a loss that may be chance"
     assert asked == [((0,), 0.0), ((1, 2), 2.0), ((0,), 1.0)], "only as many places as needed"
     places = [((0,), 1.0), ((0,), 2.0), ((1, 2), 1.0), ((1, 2), 2.0)]
     nothing = choose(likely, right(dict.fromkeys(places, worse)))
@@ -117,9 +118,31 @@ def test_chance_and_overflow_do_not_help():
     assert not found.helps
 
 
+def test_examples_on_which_the_model_overflows_by_itself_do_not_count():
+    nan, gains = float("nan"), torch.tensor(every([[0.1, 0.4, 0.3], [0.1, 0.3, 0.7]]))
+    overflown = gains.clone()
+    overflown[:, 0, 2] = nan
+    found = choose(table(torch.cat([gains, overflown[..., 2:3]], dim=-1).tolist()))
+    assert found == choose(table(gains.tolist()))
+    assert (found.helps, found.examples) == (True, 5)
+    shares = {0.0: [0.5, 0.5, nan], 2.0: [0.6, nan, 0.9], 1.0: [0.6, 0.7, 0.9]}
+    chosen = choose(table(gains.tolist()), lambda _, scale: torch.tensor(shares[scale]))
+    assert (chosen.scale, chosen.choice_gain) == (2.0, pytest.approx(-0.2)), "no share where a vector overflows"
+    bare = choose(table(gains.tolist()), lambda *_: torch.tensor([nan, nan]))
+    assert (bare.scale, bare.choice_gain) == (2.0, None)
+    with pytest.raises(UserError, match="found none of 5: it overflows without a vector; load it with another dtype"):
+        choose(table((gains * nan).tolist()))
+
+
+def test_few_examples_never_help():
+    four, five = (choose(table([[[0.1] * n, [0.6] * n, [0.2] * n]] * 2)) for n in (4, 5))
+    assert four.gain_low > 0
+    assert (four.helps, five.helps) == (False, True)
+
+
 def test_a_sure_gain_may_be_too_small_to_help():
-    grids = [table([[[0.0] * 4, [gain] * 4, [0.0] * 4]] * 2) for gain in (0.005, 0.02)]
-    small, enough = (choose(found, lambda *_: torch.ones(4)) for found in grids)
+    grids = [table([[[0.0] * 5, [gain] * 5, [0.0] * 5]] * 2) for gain in (0.005, 0.02)]
+    small, enough = (choose(found, lambda *_: torch.ones(5)) for found in grids)
     assert choose(grids[0]).helps, "without options there is no forced choice to lose"
     assert (small.scale, enough.scale) == (1.0, 1.0)
     assert small.gain_low > 0
@@ -144,9 +167,9 @@ def test_the_chosen_part_at_its_scale(vector):
 def test_strong_scales_that_cost_knowledge_do_not_hide_a_milder_one():
     """They are likeliest, and many where many scales are tried."""
     scales = (0.0, *(0.5 * number for number in range(1, 11)))
-    probability = torch.tensor([[[0.01 + 0.05 * scale] * 4 for scale in scales]])
+    probability = torch.tensor([[[0.01 + 0.05 * scale] * 5 for scale in scales]])
     likely = Grid(((0, 1),), scales, probability, probability > 0.5)
-    found = choose(likely, lambda layers, scale: torch.full((4,), 0.3 if scale > 1 else 0.6))
+    found = choose(likely, lambda layers, scale: torch.full((5,), 0.3 if scale > 1 else 0.6))
     assert (found.layers, found.scale, found.helps) == ((0, 1), 1.0, True)
 
 

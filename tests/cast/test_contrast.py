@@ -12,6 +12,7 @@ import torch
 
 from cast import contrast_loop
 from cast.contrast import Contrast
+from cast.contrast_loop import discard
 from cast.extraction import contrast_of, extract, extract_from
 from cast.samples import draw
 from laai.errors import UserError
@@ -103,7 +104,29 @@ def test_an_interrupted_extraction_goes_on(
         torch.testing.assert_close(vector[key], value, rtol=0, atol=1e-6)
     pairs = [pair for batch in ran for pair in batch]
     assert sorted(pairs) == list(range(12)), "nothing is run twice"
-    assert not list(tmp_path.glob("*.partial*"))
+    assert [p.name for p in tmp_path.glob("*.partial*")] == ["v.partial.0"], "kept until the vector is saved"
+    again = extract(tiny, word_task, **options, partial=partial, trainer=quiet_trainer() if with_trainer else None)
+    assert (len(ran), all(torch.equal(again[key], value) for key, value in vector.items())) == (len(pairs) // 2, True)
+    (tmp_path / "v.partial.safetensors").touch()
+    discard(partial)
+    assert [p.name for p in tmp_path.glob("*.partial*")] == ["v.partial.safetensors"], "no file of another kind"
+
+
+def test_a_precision_that_would_convert_the_model_is_refused(tiny, word_task, quiet_trainer, weights):
+    before = weights(tiny.llm)
+    for precision in ("bf16-true", "16-true", "64-true"):
+        with pytest.raises(UserError, match=f"found {precision}, which would convert it for good: load the model with"):
+            extract(tiny, word_task, samples=2, shots=2, progress=False, trainer=quiet_trainer(precision=precision))
+    assert all(torch.equal(value, before[name]) for name, value in tiny.llm.state_dict().items())
+    assert {value.dtype for value in tiny.llm.state_dict().values()} == {torch.float32}
+
+
+def test_another_precision_does_not_go_on(tiny, word_task, quiet_trainer, tmp_path):
+    options = {"samples": 4, "shots": 2, "progress": False, "partial": tmp_path / "v.partial"}
+    extract(tiny, word_task, **options, trainer=quiet_trainer(precision="bf16-mixed"))
+    with pytest.raises(UserError, match="other settings; delete it"):
+        extract(tiny, word_task, **options, trainer=quiet_trainer())
+    extract(tiny, word_task, **options, trainer=quiet_trainer(precision="bf16-mixed"))
 
 
 def test_work_is_kept_now_and_then(tiny, word_task, tmp_path, monkeypatch):
@@ -111,7 +134,7 @@ def test_work_is_kept_now_and_then(tiny, word_task, tmp_path, monkeypatch):
     saves, save = [], Contrast.save
     monkeypatch.setattr(Contrast, "save", lambda self, path: (saves.append(int(self.done.sum())), save(self, path)))
     extract(tiny, word_task, samples=6, shots=2, batch_size=2, partial=tmp_path / "v", progress=False)
-    assert saves == [2, 4, 6]
+    assert saves == [2, 4, 6, 6]
 
 
 def test_parts_of_several_devices(tiny, word_task, drawn, tmp_path):
@@ -139,12 +162,13 @@ def test_parts_of_several_devices(tiny, word_task, drawn, tmp_path):
         both.restore([tmp_path / "a"])
 
 
-def test_two_processes_extract_what_one_does(tiny_folder, word_file, tmp_path):
-    """Eleven samples, which two devices cannot share evenly."""
+@pytest.mark.parametrize("samples", ["11", "1"])
+def test_two_processes_extract_what_one_does(tiny_folder, word_file, tmp_path, samples):
+    """Eleven samples, which two devices cannot share evenly; one, which leaves a device with nothing."""
     vectors = []
     for devices in ("1", "2"):
         path = tmp_path / f"{devices}.safetensors"
-        command = ["extract", "--source", str(word_file), "--base_model", str(tiny_folder), "--samples", "11"]
+        command = ["extract", "--source", str(word_file), "--base_model", str(tiny_folder), "--samples", samples]
         command += ["--site", "both", "--devices", devices, "--output", str(path)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(

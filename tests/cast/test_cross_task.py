@@ -11,8 +11,10 @@ import torch
 from cast import cross_task as module
 from cast.cross_task import BASELINES, centred, combined, of_equal_norm, transfer, weighted
 from cast.extraction import extract
+from laai.data import FewShotDataModule
 from laai.errors import UserError
 from laai.intervention import Intervention
+from laai.provenance import unseen
 from laai.tasks import Example, Task
 
 SMALL = {"samples": 6, "shots": 2, "development": 5, "test": 6, "progress": False}
@@ -71,6 +73,21 @@ def test_what_is_tested_is_no_source(tiny, word_task, monkeypatch):
         assert found.chosen_on == ("target" if development else "source")
 
 
+def test_what_is_tested_is_in_no_mean_that_is_taken_off(tiny, word_task, other_task, monkeypatch):
+    """Tasks of `centre` may be the target, or the source that the choice is made on."""
+    pools, real = [], module.extract
+    monkeypatch.setattr(module, "extract", lambda model, task, **o: (pools.append(task), real(model, task, **o))[1])
+    for development in (5, 0):
+        pools.clear()
+        options = SMALL | {"development": development, "samples": 3, "baselines": (), "refuse": False}
+        found = transfer(tiny, other_task, word_task, centre=[word_task, other_task], **options)
+        target, source = ({e.input for e in pool.examples} for pool in pools[:2])
+        assert not target & {e.input for e in found.evaluations[0]._data.splits.test}
+        assert len(target) == 40 - 6 - development
+        assert source == {e.input for e in pools[2].examples}
+        assert len(source) == (30 if development else 30 - module.SOURCE_DEVELOPMENT)
+
+
 def test_a_vector_that_does_not_help_is_refused(tiny, word_task, other_task, monkeypatch):
     sizes, real = [], module.choose_place
     monkeypatch.setattr(
@@ -79,6 +96,10 @@ def test_a_vector_that_does_not_help_is_refused(tiny, word_task, other_task, mon
     refused = transfer(tiny, other_task, word_task, baselines=["zero-shot"], **SMALL)
     applied = transfer(tiny, other_task, word_task, baselines=["zero-shot"], refuse=False, **SMALL)
     assert (refused.refused, applied.refused) == (True, False)
+    assert (refused.vector.metadata["refused"], applied.vector.metadata["refused"]) == (True, False)
+    data = FewShotDataModule(word_task, SMALL["shots"], validation=SMALL["development"], test=SMALL["test"])
+    assert unseen(data.splits.validation, applied.vector.metadata) == (), "the place was chosen on them"
+    assert unseen(data.splits.test, applied.vector.metadata) == data.splits.test
     for found in (refused, applied):
         zero, cast = found.scores
         sizes.append(abs(cast.nll - zero.nll))
@@ -92,6 +113,14 @@ def test_weights_combine_vectors(tiny, word_task, other_task):
     for key, vector in both.items():
         torch.testing.assert_close(vector.detach(), 0.75 * one[key].detach() + 0.25 * two[key].detach())
     assert [part["source"] for part in both.metadata["cast"]["combined"]] == ["colours", "kinds"]
+
+
+def test_combined_and_centred_vectors_keep_the_style(tiny, word_task, other_task):
+    """Where `laai evaluate` looks for it."""
+    options = {"samples": 4, "shots": 2, "progress": False, "style": "chat"}
+    both = combined(tiny, {word_task: 0.75, other_task: 0.25}, **options)
+    for found in (both, centred(both, [extract(tiny, other_task, **options)])):
+        assert found.metadata["cast"]["style"] == "chat"
 
 
 def test_centring_takes_off_the_mean_of_tasks(tiny, word_task, other_task):
@@ -112,11 +141,26 @@ def test_sources_by_name_and_weight(word_file):
     pairs = weighted({"antonym": 3, str(word_file): 1.0})
     assert [(task.name, weight) for task, weight in pairs] == [("antonym", 0.75), ("colours", 0.25)]
     assert [weight for _, weight in weighted(["antonym", "synonym"])] == [0.5, 0.5]
-    for bad in ({}, [], {"antonym": 0.0}, {"antonym": -1, "synonym": 2}):
+    for bad in ({}, [], {"antonym": 0.0}, {"antonym": -1, "synonym": 2}, {"antonym": float("inf")}):
         with pytest.raises(UserError, match="at least one source"):
             weighted(bad)
     with pytest.raises(UserError, match="baselines must be among"):
         transfer(None, "antonym", "synonym", baselines=["magic"])
+    with pytest.raises(UserError, match="at least 1 test query, found 0"):
+        transfer(None, "antonym", "synonym", test=0)
+
+
+def test_a_task_is_given_once(tiny, word_task):
+    equal = dataclasses.replace(word_task)
+    for twice in (["antonym", "antonym"], [word_task, equal], {"antonym": 1.0, module.load_task("antonym"): 2.0}):
+        with pytest.raises(UserError, match=r"expected each task once, found '(antonym|colours)' twice"):
+            weighted(twice)
+    # What sets two tasks apart may be what is held out.
+    fewer = dataclasses.replace(word_task, test_examples=word_task.examples[:1])
+    for sources, centre in (([word_task, equal], ()), ("antonym", [word_task, equal]), ([word_task, fewer], ())):
+        held_out = dataclasses.replace(word_task, name="target", test_examples=word_task.examples[:1])
+        with pytest.raises(UserError, match="expected each task once"):
+            transfer(tiny, sources, held_out, centre=centre, **SMALL)
 
 
 def test_the_control_has_the_same_norms(tiny):

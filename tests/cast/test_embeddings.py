@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, PreTrainedTokenizerFast
 
 from cast import embeddings
 from cast.embeddings import encoder_embeddings, fingerprint, state_embeddings
@@ -70,3 +70,16 @@ def test_a_sentence_encoder(tiny, tmp_path):
     np.testing.assert_allclose(found, by_hand(encoder, tokenizer, encoder.encoder), atol=1e-4)
     with pytest.raises(UserError, match="expected a sentence encoder"):
         encoder_embeddings(str(tmp_path), TEXTS)
+
+
+def test_an_encoder_without_a_padding_token(tiny, tmp_path):
+    """GPT-2 has none: its end token serves."""
+    encoder = GPT2Model(GPT2Config(vocab_size=len(tiny.tokenizer), n_embd=16, n_layer=1, n_head=2)).eval()
+    encoder.save_pretrained(tmp_path)
+    core = tiny.tokenizer.backend_tokenizer
+    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>").save_pretrained(tmp_path)
+    found = encoder_embeddings(str(tmp_path), TEXTS, batch_size=3, progress=False)
+    np.testing.assert_allclose(found, by_hand(encoder, tiny.tokenizer, encoder.ln_f), atol=1e-4)
+    PreTrainedTokenizerFast(tokenizer_object=core).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="tokenizer has a padding token, found none at"):
+        encoder_embeddings(str(tmp_path), TEXTS, progress=False)

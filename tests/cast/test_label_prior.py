@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cast import label_prior as module
+from cast.choice import choose_place
 from cast.label_prior import first_tokens, label_prior, offsets, with_label_prior
 from laai.evaluate import choose_options
 from laai.intervention import Intervention
@@ -94,3 +95,28 @@ def test_offsets():
     torch.testing.assert_close(found[1] - found[0], torch.tensor(4.0).log())
     assert found.sum().abs() < 1e-6
     assert offsets(torch.tensor([[0.0, -100.0]])).max() < 4, "what is never likely is not blown up"
+
+
+def test_examples_on_which_the_model_overflows_are_left_out(tiny, word_task):
+    """One word's token becomes NaN, which spreads over its own prompt alone."""
+    template, examples = Template(tiny.tokenizer, word_task), word_task.examples[:8]
+    vector = 2.0 * Intervention.random(tiny, "heads", range(3), seed=1)
+    others = {token for e in examples[1:] for token in template.encode(e.input).prefix}
+    own = next(token for token in template.encode(examples[0].input).prefix if token not in others)
+    embedding = tiny.llm.get_input_embeddings()
+    handle = embedding.register_forward_hook(
+        lambda _, ids, out: out.masked_fill((ids[0] == own)[..., None], float("nan"))
+    )
+    try:
+        found, none = (label_prior(tiny, vector, template, shown) for shown in (examples, examples[:1]))
+        choice = choose_place(tiny, vector, template, examples, progress=False)
+    finally:
+        handle.remove()
+    assert none is None
+    expected = label_prior(tiny, vector, template, examples[1:])
+    assert found.metadata["label_prior"] == pytest.approx(expected.metadata["label_prior"], abs=1e-3)
+    torch.testing.assert_close(found["residual", 2], expected["residual", 2], rtol=1e-3, atol=1e-4)
+    kept = choose_place(tiny, vector, template, examples[1:], progress=False)
+    assert (choice.layers, choice.scale, choice.examples) == (kept.layers, kept.scale, 7)
+    assert choice.gain == pytest.approx(kept.gain, rel=1e-3)
+    assert choice.choice_gain == pytest.approx(kept.choice_gain, abs=1e-4)

@@ -139,10 +139,19 @@ def test_a_checkpoint_of_other_layers_is_refused(learn, checkpoint):
         learn(ckpt_path=path, site="residual", layers=[1])
 
 
+def test_other_examples_are_refused(learn, checkpoint, words_data):
+    """The same model and layers, but another draw, number or style: its vectors are another task's."""
+    _, path = checkpoint(2, data=words_data(6))
+    for other in (words_data(5), words_data(6, seed=1), words_data(6, validation=1)):
+        with pytest.raises(UserError, match="the checkpoint learned from 6 examples of colours"):
+            learn(ckpt_path=path, data=other)
+    assert learn(ckpt_path=path, data=words_data(6)).trainer.global_step == 3
+
+
 def test_another_revision_is_refused():
     made = {"laai": {"base_model": "m", "revision": "a", "config_hash": "1"}, "state_dict": {"v": 0}}
     here = {"base_model": "m", "revision": "a", "config_hash": "1"}
-    check_belongs(made, here, ["v"])
-    check_belongs(made, here | {"revision": None}, ["v"])  # a local copy knows none
+    check_belongs(made, here, ["v"], {})
+    check_belongs(made, here | {"revision": None}, ["v"], {})  # a local copy knows none
     with pytest.raises(UserError, match="made for revision a, not for b"):
-        check_belongs(made, here | {"revision": "b"}, ["v"])
+        check_belongs(made, here | {"revision": "b"}, ["v"], {})

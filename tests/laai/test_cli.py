@@ -201,3 +201,20 @@ def test_transfer_prints_and_writes(word_file, tiny_folder, tmp_path, capsys, ti
     bare = Intervention.load(tmp_path / "t.safetensors", tiny)
     assert bare.sites == ["heads"]
     assert [other["source"] for other in bare.metadata["cast"]["centred_on"]] == ["antonym"]
+
+
+def test_generate_wants_tokens_before_the_model_is_loaded(extracted, capsys, monkeypatch):
+    monkeypatch.setattr("laai.models.load_model", None)
+    with pytest.raises(SystemExit):
+        main(["generate", "--intervention", str(extracted), "--max_new_tokens", "0", "amber"])
+    assert "max_new_tokens must be at least 1, not 0" in capsys.readouterr().err
+
+
+def test_generate_writes_a_chat_without_a_task(extracted, tiny, capsys):
+    main(["generate", "--intervention", str(extracted), "--style", "chat", "--scale", "0", "amber"])
+    turns = [{"role": "user", "content": "amber"}]
+    text = tiny.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    ids = torch.tensor([tiny.tokenizer.encode(text, add_special_tokens=False)])
+    out = tiny.llm.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :]
+    written = capsys.readouterr().out
+    assert repr(tiny.tokenizer.decode(out, skip_special_tokens=True).strip()) in written

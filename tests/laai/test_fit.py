@@ -104,3 +104,10 @@ def test_validation_keeps_the_best(tiny, word_task, monkeypatch):
 def test_a_trainer_of_ones_own(tiny, word_task, quiet_trainer):
     vector = laai.fit(tiny, word_task, num_examples=4, trainer=quiet_trainer(max_steps=2))
     assert vector.metadata["training"]["steps"] == 2
+
+
+def test_a_style(tiny, word_task):
+    chat = laai.fit(tiny, word_task, 4, steps=2, style="chat")
+    assert chat.metadata["training"]["style"] == "chat"
+    plain = laai.fit(tiny, word_task, 4, steps=2)
+    assert not torch.allclose(chat["heads", 0], plain["heads", 0])

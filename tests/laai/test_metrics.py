@@ -24,6 +24,10 @@ from laai.metrics import PerExample, bootstrap_interval, exact_match, forced_cho
         ("not\ncold", "cold", False),
         ("", "cold", False),
         (" \n", "cold", False),
+        ("one\ntwo\nthree", "one\ntwo", True),
+        ("one\ntwo", "one\nthree", False),
+        ("one", "one\ntwo", False),
+        ("a\u2028b", "a\u2028b", True),
     ],
 )
 def test_exact_match(generated, expected, right):

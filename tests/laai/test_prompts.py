@@ -220,3 +220,14 @@ def test_pad_token():
     assert pad_token(chat_tokenizer(None, pad_token="<s>", eos_token="</s>")) == 1
     assert pad_token(chat_tokenizer(None, eos_token="</s>")) == 2
     assert pad_token(chat_tokenizer(None)) == 0
+
+
+def test_an_answer_with_a_line_break_needs_a_chat():
+    """In a plain prompt the break ends the answer: it could never be an exact match."""
+    broken = Example("hot", "cold\nvery", None)
+    with pytest.raises(UserError, match="line break"):
+        Template(tokenizer("byte_level"), TASK).encode("hot", answer=broken.output)
+    with pytest.raises(UserError, match="line break"):
+        Template(tokenizer("byte_level"), TASK).encode("big", [broken])
+    chat = Template(tokenizer("default"), TASK, "chat")
+    assert "cold\nvery" in chat.prompt_text("big", [broken])

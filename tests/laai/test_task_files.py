@@ -144,6 +144,7 @@ def test_huge_lines_and_line_separators_inside_texts(write):
         ("t.jsonl", jsonl({"input": None, "output": "a"}), "line 1: input is null"),
         ("t.jsonl", jsonl({"input": ["a"], "output": "a"}), "line 1: input is a list"),
         ("t.jsonl", jsonl(ROWS[0], {"input": " ", "output": "a"}), "line 2: input is empty"),
+        ("t.jsonl", '{"input": "a\\ud83d", "output": "b"}\n', "line 1: input holds half of a surrogate pair"),
         ("t.jsonl", '{"input": NaN, "output": "a"}', "input is the number nan"),
         (
             "t.jsonl",

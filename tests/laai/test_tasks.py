@@ -207,3 +207,17 @@ def test_import_loads_no_heavy_package():
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=root)
     assert done.returncode == 0, done.stderr
+
+
+def test_lists_become_tuples():
+    """So that tasks and examples can be keys, however they were given."""
+    task = Task("t", [Example("a", "b", choices=["b", "c"]), Example("d", "c", choices=["b", "c"])])
+    assert {task: 1}[Task("t", (Example("a", "b", ("b", "c")), Example("d", "c", ("b", "c"))))] == 1
+    assert task.examples[1].label == 1
+
+
+@pytest.mark.parametrize("example", [("a\ud83d", "b"), ("a", "\ud83d"), ("a", "b", ("b", "\ud83d"))])
+def test_half_a_surrogate_pair_is_refused(example):
+    """A cut emoji, which JSON can hold and no tokenizer reads."""
+    with pytest.raises(UserError, match="surrogate"):
+        Task("t", (Example(*example), Example("c", "b")))

@@ -1,0 +1,69 @@
+"""What vectors were made from: the prompt style, and digests of the inputs they have seen, which no test may use.
+
+Digests are kept instead of inputs: a few bytes each, and no private text travels with the vectors.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from laai.errors import UserError
+from laai.tasks import Example
+
+if TYPE_CHECKING:
+    from laai.data import FewShotDataModule
+
+DIGEST_BYTES = 4
+"""Of each input: among 300 that were seen, one in 14 million others is taken for one of them, and not tested."""
+
+
+def seen_digests(inputs: Iterable[str], *before: str | None) -> str:
+    """Digests of inputs as one base64 text, with those of earlier such texts, sorted and without repetition."""
+    found = {_digest(text) for text in inputs}.union(*map(_digests, before))
+    return base64.b64encode(b"".join(sorted(found))).decode()
+
+
+def unseen(examples: Sequence[Example], metadata: Mapping[str, Any]) -> tuple[Example, ...]:
+    """The examples whose input is not among those that vectors with this metadata were made from."""
+    seen = _digests(metadata.get("seen"))
+    return tuple(example for example in examples if _digest(example.input) not in seen)
+
+
+def style_of(metadata: Mapping[str, Any]) -> Any:
+    """The prompt style that vectors were learned, or else extracted, with; None where nothing says."""
+    made = [metadata, *(metadata.get(name) or {} for name in ("training", "cast"))]
+    return next((how["style"] for how in made if "style" in how), None)
+
+
+def shared_facts(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata of the sum of two vectors: the model, the prompt style, and what either has seen.
+
+    Raises:
+        UserError: the base models' configurations or the prompt styles differ.
+    """
+    for name, what in (("config_hash", "base models: their configurations hash to"), ("style", "prompt styles:")):
+        x, y = (style_of(m) if name == "style" else m.get(name) for m in (a, b))
+        if x and y and x != y:
+            raise UserError(f"cannot add vectors of different {what} {x} and {y}")
+    facts = {key: a[key] for key in ("base_model", "revision", "config_hash") if key in a}
+    facts |= {"style": style} if (style := style_of(a) or style_of(b)) else {}
+    return facts | ({"seen": seen} if (seen := seen_digests((), a.get("seen"), b.get("seen"))) else {})
+
+
+def data_facts(data: FewShotDataModule) -> dict[str, Any]:
+    """What tells one run's data from another's: the task, its draw, the style, and a digest of what is learned from."""
+    pairs = [(e.input, e.output) for e in (*data.splits.train, *data.splits.validation)]
+    facts = {"task": data.task.name, "num_examples": data.num_examples, "seed": data.seed, "style": data.style}
+    return facts | {"examples": hashlib.sha256(repr(pairs).encode(errors="surrogatepass")).hexdigest()[:16]}
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:DIGEST_BYTES]
+
+
+def _digests(text: str | None) -> set[bytes]:
+    whole = base64.b64decode(text or "")
+    return {whole[i : i + DIGEST_BYTES] for i in range(0, len(whole), DIGEST_BYTES)}

@@ -1,0 +1,136 @@
+"""`laai extract` and `laai transfer`: slips end in a line before a model is loaded, and no work is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+
+import pytest
+
+from cast import cross_task
+from cast.choice import Choice
+from cast.command_checks import check_output
+from cast.commands import refusal
+from cast.contrast import Contrast
+from laai.cli import main
+from laai.errors import UserError
+from laai.intervention import Intervention
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main replaces it
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("laai.models.load_model", fail)
+
+
+@pytest.fixture
+def extraction(word_file, tiny_folder):
+    command = ["extract", "--source", str(word_file), "--base_model", str(tiny_folder), "--output", "v.safetensors"]
+    return [*command, "--samples", "4", "--shots", "2"]
+
+
+@pytest.fixture
+def a_transfer(word_file, tiny_folder):
+    command = ["transfer", "--source", "antonym", "--target", str(word_file), "--base_model", str(tiny_folder)]
+    return [*command, "--test", "5", "--development", "6", "--samples", "4", "--shots", "2"]
+
+
+def refused(capsys, command):
+    """What a command that the user has to correct says, in one line."""
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--devices", "0"], "--devices as a number from 1 on, or auto, found '0'"),
+        (["--devices", "many"], "found 'many'"),
+        (["--devices", "9999"], "found"),
+        (["--precision", "abc"], "--precision abc: Precision 'abc' is invalid"),
+        (["--precision", "bf16-true"], r"found bf16-true, which would convert it for good: load the model with that"),
+        (["--output", "folder"], "expected --output as a file to write, found the folder folder"),
+        (["--output", "file/v.safetensors"], "expected --output as a file that can be written"),
+        (["--output", 250 * "v"], "File name too long"),
+    ],
+)
+def test_slips_in_extract_are_told_before_the_model_loads(capsys, no_model, extraction, tmp_path, options, said):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    assert said in refused(capsys, [*extraction, *options])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--test", "0"], "expected --test as at least 1, found 0"),
+        (["--output", "folder"], "expected --output as a file to write, found the folder folder"),
+        (["--json", "folder"], "expected --json as a file to write"),
+        (["--source", "antonym", "antonym"], "expected each source once, found 'antonym' twice"),
+        (["--source", "antonym=1", "antonym=2"], "expected each source once, found 'antonym' twice"),
+        (["--source", "file.jsonl", "./file.jsonl"], "expected each task once, found 'file' twice"),
+        (["--centre", "antonym", "antonym"], "expected each task once"),
+        (["--source", "antonym=inf"], "each with a weight above 0, found antonym=inf"),
+    ],
+)
+def test_slips_in_transfer_are_told_before_the_model_loads(
+    capsys, no_model, a_transfer, word_file, tmp_path, options, said
+):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file.jsonl").write_text(word_file.read_text())
+    assert said in refused(capsys, [*a_transfer, *options])
+
+
+def test_a_check_leaves_nothing_behind(tmp_path):
+    assert check_output(str(tmp_path / "new" / "v.safetensors")) == tmp_path / "new" / "v.safetensors"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_vector_that_cannot_be_saved_is_not_extracted_twice(capsys, extraction, tmp_path, monkeypatch):
+    ran, run, save = [], Contrast.run, Intervention.save
+    monkeypatch.setattr(Contrast, "run", lambda self, pairs: (ran.append(pairs), run(self, pairs)))
+
+    def full(self, path):
+        raise UserError(f"cannot write {path}: no space left on device")
+
+    monkeypatch.setattr(Intervention, "save", full)
+    assert "no space left" in refused(capsys, extraction)
+    assert [path.name for path in tmp_path.iterdir()] == ["v.safetensors.partial.0"]
+    monkeypatch.setattr(Intervention, "save", save)
+    main(extraction)
+    assert len(ran) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["v.safetensors"]
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_a_refused_vector_is_not_written(capsys, a_transfer, tmp_path, monkeypatch, always):
+    real = cross_task.choose_place
+    unhelpful = {"helps": False, "scale": 1.0}
+    monkeypatch.setattr(cross_task, "choose_place", lambda *a, **k: dataclasses.replace(real(*a, **k), **unhelpful))
+    main([*a_transfer, "--output", "v.safetensors", "--json", "v.json", *(["--always"] if always else [])])
+    out = capsys.readouterr().out
+    assert ("not applied and not written: " in out) is not always
+    assert (tmp_path / "v.safetensors").exists() is always
+    assert json.loads((tmp_path / "v.json").read_text())["refused"] is not always
+    if always:
+        assert Intervention.load("v.safetensors").metadata["refused"] is False
+
+
+def test_what_a_refusal_says():
+    weak, none = (Choice((0,), scale, False, 0.0, 0.0, 0.0, None, 9) for scale in (1.0, 0.0))
+    assert refusal(weak, wanted=True).endswith("(--always does both)")
+    assert refusal(weak, wanted=False).startswith("not applied: ")
+    assert (refusal(none, wanted=True), refusal(none, wanted=False)) == ("not written: there is no vector", "")
