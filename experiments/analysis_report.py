@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from starts_report import difference
+from analysis_cells import cells, difference, mean, over
 
 from laai.files import write_atomically
 
@@ -18,7 +18,11 @@ def write_report(parts: dict[str, list[Row]], facts: Row, path: Path) -> str:
     """Write PATH.md, and PATH_PART.png for the parts that are drawn; returns the report."""
     about = ", ".join(f"{name} {value}" for name, value in facts.items())
     out = ["# What CAST vectors are made of", "", f"{about}.", ""]
-    for name, rows in parts.items():
+    for name, kept in parts.items():
+        # Rows of `samples` by "count" drew demonstrations from the whole pool: more labels than they tell of.
+        rows = [row for row in kept if name != "samples" or "labels" in row]
+        if not rows:
+            continue
         out += [*SECTIONS[name](rows), ""]
         if name in PICTURES:
             picture = path.with_name(f"{path.stem}_{name}.png")
@@ -32,9 +36,9 @@ def write_report(parts: dict[str, list[Row]], facts: Row, path: Path) -> str:
 def vectors(rows: list[Row]) -> list[str]:
     """Cosines between tasks, beside nulls, for a few depths."""
     row = rows[-1]
-    by_layer, depth = row["by_layer"], len(row["layers"])
+    by_layer, depth, tasks = _with_null(row), len(row["layers"]), len(row["names"])
     shown = sorted({round(i * (depth - 1) / 5) for i in range(6)})
-    out = [f"## Difference vectors of {len(row['names'])} tasks ({', '.join(row['names'])}), seed {row['seed']}", ""]
+    out = [f"## Difference vectors of {tasks} tasks ({', '.join(row['names'])}), seed {row['seed']}", ""]
     out += ["Mean cosine, by layer (site `heads`, full dimension):", ""]
     out += [
         f"| | {' | '.join(str(row['layers'][i]) for i in shown)} | mean |",
@@ -44,6 +48,7 @@ def vectors(rows: list[Row]) -> list[str]:
         "same": "halves of one task's samples",
         "raw": "two tasks",
         "centred": "two tasks, less the mean over tasks",
+        "forced": f"null: what taking off the mean over {tasks} tasks forces, −1/{tasks - 1}",
         "shuffled": "null: zero-shot states from other tasks",
         "signs": "null: signs of samples' differences at random",
         "random": "null: random directions (absolute cosine)",
@@ -51,6 +56,12 @@ def vectors(rows: list[Row]) -> list[str]:
     for key, title in names.items():
         values = by_layer[key]
         out.append(f"| {title} | {' | '.join(f'{values[i]:.2f}' for i in shown)} | {np.mean(values):.2f} |")
+    out += [
+        "",
+        "Halves are means over half the samples each, whose demonstrations overlap: neither a bound for other rows",
+    ]
+    out += ["nor how steady a whole vector is. All rows but the last are means of signed cosines: that of random"]
+    out += ["directions is 0, and their absolute one tells how far single cosines stray from it."]
     out += ["", "All layers as one vector, raw (above the diagonal: less the mean over tasks):", ""]
     names_ = row["names"]
     out += [f"| | {' | '.join(names_)} |", "| --- |" + " ---: |" * len(names_)]
@@ -64,25 +75,26 @@ def vectors(rows: list[Row]) -> list[str]:
 
 def samples(rows: list[Row]) -> list[str]:
     """Exact match by number of source samples."""
-    counts = sorted({r["count"] for r in rows})
-    out = ["## Exact match against the number of source samples", "", _over(rows), ""]
+    counts, whole = sorted({r["labels"] for r in rows}), cells(rows, "exact")
+    out = ["## Exact match against the number of source samples", "", over(rows), ""]
+    out += ["CAST and cross-task few-shot see as many source labels: samples are each other's demonstrations.", ""]
     out += [f"| | {' | '.join(map(str, counts))} |", "| --- |" + " ---: |" * len(counts)]
     for name, title in (("exact", "CAST"), ("prompted", "cross-task few-shot"), ("zero", "zero-shot")):
-        out.append(f"| {title} | {' | '.join(_mean(_cells(rows, name, count=n)) for n in counts)} |")
+        out.append(f"| {title} | {' | '.join(mean(cells(rows, name, labels=n), whole) for n in counts)} |")
     pairs = (("zero", "CAST − zero-shot"), ("prompted", "CAST − cross-task few-shot"))
     for name, title in pairs:
-        found = [_difference(_cells(rows, "exact", count=n), _cells(rows, name, count=n)) for n in counts]
+        found = [difference(cells(rows, "exact", labels=n), cells(rows, name, labels=n)) for n in counts]
         out.append(f"| {title} | {' | '.join(found)} |")
     if len(counts) > 1:
-        most, least = (_cells(rows, "exact", count=n) for n in (counts[-1], counts[0]))
-        out += ["", f"CAST from {counts[-1]} samples − from {counts[0]}: {_difference(most, least)}."]
+        most, least = (cells(rows, "exact", labels=n) for n in (counts[-1], counts[0]))
+        out += ["", f"CAST from {counts[-1]} samples − from {counts[0]}: {difference(most, least)}."]
     return out
 
 
 def strategies(rows: list[Row]) -> list[str]:
     """Exact match by strategy."""
     budgets, names = sorted({r["budget"] for r in rows}), list(dict.fromkeys(r["strategy"] for r in rows))
-    out = ["## Which source samples, at an equal budget", "", _over(rows), ""]
+    out, whole = ["## Which source samples, at an equal budget", "", over(rows), ""], cells(rows, "exact")
     for budget in budgets:
         out += [f"{budget} samples, which are each other's demonstrations:", ""]
         out += [
@@ -91,25 +103,27 @@ def strategies(rows: list[Row]) -> list[str]:
         ]
         for name in names:
             own, other = ({"budget": budget, "strategy": s} for s in (name, "random"))
-            exact = _cells(rows, "exact", **own)
+            exact = cells(rows, "exact", **own)
             against = [
-                "" if name == "random" else _difference(_cells(rows, m, **own), _cells(rows, m, **other))
+                "" if name == "random" else difference(cells(rows, m, **own), cells(rows, m, **other))
                 for m in ("exact", "gain")
             ]
-            out.append(f"| {name} | {_mean(exact)} | {' | '.join(against)} |")
+            out.append(f"| {name} | {mean(exact, whole)} | {' | '.join(against)} |")
         out.append("")
     return out[:-1]
 
 
 def variants(rows: list[Row]) -> list[str]:
     """Exact match by kind of vector."""
-    out = ["## What is added, and how", "", _over(rows), ""]
+    out, whole = ["## What is added, and how", "", over(rows), ""], cells(rows, "exact")
+    out += ["`mean of tasks` is the mean over the vectors of all pairs' sources, this pair's among them; `centred` is"]
+    out += ["the vector less that mean, and so less a share of itself.", ""]
     out += ["| vector | exact match | − difference | − zero-shot |", "| --- | ---: | ---: | ---: |"]
     for name in dict.fromkeys(r["variant"] for r in rows):
-        exact, plain = (_cells(rows, "exact", variant=v) for v in (name, "difference"))
-        against = "" if name == "difference" else _difference(exact, plain)
-        zero = _difference(exact, _cells(rows, "zero", variant=name))
-        out.append(f"| {name} | {_mean(exact)} | {against} | {zero} |")
+        exact, plain = (cells(rows, "exact", variant=v) for v in (name, "difference"))
+        against = "" if name == "difference" else difference(exact, plain)
+        zero = difference(exact, cells(rows, "zero", variant=name))
+        out.append(f"| {name} | {mean(exact, whole)} | {against} | {zero} |")
     return out
 
 
@@ -164,15 +178,17 @@ def draw_vectors(rows: list[Row], figure: Any) -> None:
     """Cosines by layer, and the samples' differences in two dimensions."""
     left, right = figure.subplots(1, 2)
     row = rows[-1]
-    titles = {"same": "same task, other samples", "raw": "two tasks", "centred": "two tasks, centred"}
+    by_layer = _with_null(row)
+    titles = {"same": "halves of a task's samples", "raw": "two tasks", "centred": "two tasks, centred"}
     titles |= {
         "shuffled": "null: other tasks' zero-shot states",
         "signs": "null: random signs",
-        "random": "null: random directions",
+        "random": "null: random directions (absolute)",
+        "forced": "null: forced by centring",
     }
     for number, (key, title) in enumerate(titles.items()):
         style = "--" if title.startswith("null") else "-"
-        left.plot(row["layers"], row["by_layer"][key], style, label=title, color=f"C{number}")
+        left.plot(row["layers"], by_layer[key], style, label=title, color=f"C{number}")
     left.set(xlabel="layer", ylabel="mean cosine", title="Difference vectors of tasks, by layer")
     left.grid(alpha=0.3)
     left.legend(frameon=False, fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
@@ -186,12 +202,14 @@ def draw_vectors(rows: list[Row], figure: Any) -> None:
 
 
 def draw_samples(rows: list[Row], figure: Any) -> None:
-    """Lines over the number of samples."""
+    """Lines over the number of samples, over the pairs and seeds that all numbers have."""
     axis = figure.subplots()
-    counts = sorted({r["count"] for r in rows})
+    counts = sorted({r["labels"] for r in rows})
     for name, title in (("exact", "CAST"), ("prompted", "cross-task few-shot"), ("zero", "zero-shot")):
-        means = [np.mean(list(_cells(rows, name, count=n).values())) for n in counts]
-        axis.plot(counts, means, marker="o", ms=4, label=title)
+        found = [cells(rows, name, labels=n) for n in counts]
+        if shared := set.intersection(*map(set, found)):
+            means = [np.mean([one[key] for key in shared]) for one in found]
+            axis.plot(counts, means, marker="o", ms=4, label=title)
     axis.set_xscale("log")
     axis.set_xticks(counts, [str(n) for n in counts])
     axis.minorticks_off()
@@ -229,27 +247,10 @@ def _draw(draw: Callable[[list[Row], Any], None], rows: list[Row], path: Path) -
     pyplot.close(figure)
 
 
-def _cells(rows: Sequence[Row], measure: str, **only: Any) -> dict[tuple[str, int], float]:
-    """Mean of a measure by (pair, seed) of the rows that are as `only` says."""
-    chosen = [r for r in rows if all(r[name] == value for name, value in only.items())]
-    return {(f"{r['source']} → {r['target']}", r["seed"]): float(np.mean(r[measure])) for r in chosen}
-
-
-def _over(rows: Sequence[Row]) -> str:
-    pairs, seeds = {(r["source"], r["target"]) for r in rows}, sorted({r["seed"] for r in rows})
-    named = ", ".join(f"{a} → {b}" for a, b in sorted(pairs))
-    return f"{len(pairs)} pairs ({named}), seeds {seeds}; differences with 95% bootstrap intervals over pairs."
-
-
-def _mean(found: dict[Any, float]) -> str:
-    return f"{np.mean(list(found.values())):.3f}" if found else "-"
-
-
-def _difference(a: dict[Any, float], b: dict[Any, float]) -> str:
-    if not a.keys() & b.keys():
-        return "-"
-    mean, low, high, _ = difference(a, b)
-    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+def _with_null(row: Row) -> dict[str, list[float]]:
+    """Cosines by layer, with the mean that vectors which sum to zero have whatever they are, if alike in length."""
+    found: dict[str, list[float]] = row["by_layer"]
+    return found | {"forced": [-1 / (len(row["names"]) - 1)] * len(row["layers"])}
 
 
 SECTIONS: dict[str, Callable[[list[Row]], list[str]]] = {

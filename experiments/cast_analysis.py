@@ -5,12 +5,13 @@
     python experiments/cast_analysis.py --parts vectors --tasks sst2 mnli ag_news --data DIR --json PATH
 
 Parts: `vectors` (cosines of tasks' difference vectors by layer, beside nulls; a PCA picture), `samples` (exact match
-against the number of source samples, CAST and cross-task few-shot), `strategies` (which samples, at an equal budget),
-`variants` (few-shot activations alone, norms kept, centred across tasks, one residual layer, all layers),
-`wording` (vectors from one wording of the instruction under another), `profile` (layers and scales), `cost` (prompt
-tokens, cache bytes and time against prompting). Layers and scale are chosen on --development labelled examples of the
-target, by the rule of `laai transfer`. Every finished row is kept in the JSON file, and a run that was stopped goes on
-from there; the report and its pictures are written beside it.
+against the number of source samples, CAST and cross-task few-shot, which see no other label of the source),
+`strategies` (which samples, at an equal budget), `variants` (few-shot activations alone, norms kept, centred on the
+mean over the sources of all --pairs, of which there must be two or more, one residual layer, all layers), `wording`
+(vectors from one wording of the instruction under another), `profile` (layers and scales), `cost` (prompt tokens, cache
+bytes and time against prompting). Layers and scale are chosen on --development labelled examples of the target, by the
+rule of `laai transfer`. Every finished row is kept in the JSON file, and a run that was stopped goes on from there; the
+report and its pictures are written beside it.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from typing import Any
 
 import vector_geometry
 from analysis_report import write_report
-from resuming import kept_results
-from transfer_studies import VARIANTS, Study
+from resuming import ends_in_one_line, kept_results
+from transfer_studies import CENTRED, VARIANTS, Study, sources_of
 
 import laai
 from laai.files import write_json
@@ -44,6 +45,7 @@ PAIRS = (
 PARTS = ("vectors", "strategies", "samples", "variants", "wording", "profile", "cost")
 
 
+@ends_in_one_line
 def main() -> None:
     """Run the rows that are missing, then write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -52,7 +54,9 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", default=PAIRS, help="SOURCE:TARGET of the other parts")
     parser.add_argument("--data", type=Path, help="folder with one folder for each task")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--counts", type=int, nargs="+", default=[1, 3, 10, 30], help="source samples of `samples`")
+    parser.add_argument(
+        "--counts", type=int, nargs="+", default=[2, 5, 10, 20], help="labelled source samples of `samples`"
+    )
     parser.add_argument("--budgets", type=int, nargs="+", default=[5], help="source samples of `strategies`")
     parser.add_argument("--strategies", nargs="+", default=["cast", "random"], help="of `strategies`")
     parser.add_argument("--samples", type=int, default=16, help="source samples of the other parts (default: 16)")
@@ -64,12 +68,17 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="run nothing; write the report of what is there")
     parser.add_argument("--json", type=Path, default=RESULTS / "cast_analysis.json")
     options = parser.parse_args()
+    if min(options.counts) < 2:
+        parser.error("--counts must be 2 or more: samples are each other's demonstrations")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     facts = {name: getattr(options, name) for name in ("base_model", "samples", "shots", "pool", "queries")}
     facts["development"] = options.development
     kept: dict[str, list[Row]] = kept_results(parser, options.json, facts).get("parts", {})
     study: Study | None = None
+    alone = [pair for pair in options.pairs if not has_centre(pair.partition(":")[2], options)]
+    if alone and "variants" in options.parts and not options.report:
+        print(f"{' and '.join(CENTRED)} need the sources of two --pairs or more: left out for {', '.join(alone)}")
     for part in () if options.report else options.parts:
         rows: list[Row] = kept.setdefault(part, [])
         done = [{k: row[k] for k in row["key"]} for row in rows]
@@ -93,7 +102,7 @@ def keys(part: str, options: argparse.Namespace) -> Iterator[Row]:
         yield {"task": pairs[0]["target"], "seed": options.seeds[0]}
     elif part == "samples":
         yield from (
-            pair | {"seed": seed, "count": n} for seed in options.seeds for pair in pairs for n in options.counts
+            pair | {"seed": seed, "labels": n} for seed in options.seeds for pair in pairs for n in options.counts
         )
     elif part == "strategies":
         for seed in options.seeds:
@@ -102,9 +111,20 @@ def keys(part: str, options: argparse.Namespace) -> Iterator[Row]:
                     for strategy in options.strategies:
                         yield pair | {"seed": seed, "budget": budget, "strategy": strategy}
     elif part == "variants":
-        yield from (pair | {"seed": s, "variant": v} for s in options.seeds for pair in pairs for v in VARIANTS)
+        yield from (
+            pair | {"seed": s, "variant": v}
+            for s in options.seeds
+            for pair in pairs
+            for v in VARIANTS
+            if v not in CENTRED or has_centre(pair["target"], options)
+        )
     else:
         yield from (pair | {"seed": options.seeds[0]} for pair in pairs[:3])
+
+
+def has_centre(target: str, options: argparse.Namespace) -> bool:
+    """Whether there is another source to take a mean over: less its own, a vector is nothing."""
+    return len(sources_of(options.pairs, target)) > 1
 
 
 def run(study: Study, part: str) -> Callable[..., Row]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cast_report import completed, has, paired, where_the_model_knows
+from cast_report import CONTROLS, completed, has, paired, where_the_model_knows
 from crossed_bootstrap import crossed_weights
 from scipy.stats import spearmanr
 
@@ -83,7 +83,7 @@ def report(cells: Sequence[dict[str, Row]], cosines: Tables) -> str:
     for title, values in predictors.items():
         found = " | ".join(_correlation(values, [gain(cell, key) for cell in cells], cells) for key in GAINS)
         out.append(f"| {title} | {found} |")
-    out += ["", "## The rule that refuses", ""]
+    out += ["", CONTROLS, "", "## The rule that refuses", ""]
     refused = [cell for cell in cells if not cell["cast"]["choice_of_place"]["helps"]]
     applied = [cell for cell in cells if cell["cast"]["choice_of_place"]["helps"]]
     out += ["Mean gain over zero-shot, 95% intervals over sources, targets and queries:", ""]
@@ -105,7 +105,7 @@ def against(cells: Sequence[dict[str, Row]]) -> list[str]:
     out += ["Mean difference, 95% intervals over sources, targets and queries (number of pairs):", ""]
     out += ["| difference | exact match | forced choice |", "| --- | ---: | ---: |"]
     for method in ("cast", "cast, if it helps"):
-        for other in ("zero-shot", "random direction", "cross-task few-shot", "few-shot"):
+        for other in ("zero-shot", "label prior", "random direction", "cross-task few-shot", "few-shot"):
             found = [paired(cells, method, other, measure) for measure in ("exact", "choice")]
             shown = [f"{m.mean:+.3f} ({m.low:+.3f} to {m.high:+.3f}; {m.pairs})" if m.pairs else "-" for m in found]
             out.append(f"| {method} − {other} | {' | '.join(shown)} |")
@@ -114,10 +114,10 @@ def against(cells: Sequence[dict[str, Row]]) -> list[str]:
 
 def gain(cell: Mapping[str, Row], measure: str) -> float | None:
     """Of the vector over zero-shot; None where it was not measured."""
+    if not all(has(dict(cell), method, measure) for method in ("cast", "zero-shot")):
+        return None
     if measure == "nll":
         return float(cell["zero-shot"]["nll"] - cell["cast"]["nll"])
-    if not has(dict(cell), "cast", measure):
-        return None
     return float(np.mean(cell["cast"][measure]) - np.mean(cell["zero-shot"][measure]))
 
 

@@ -22,6 +22,13 @@ METHODS = (
 AGAINST = ("zero-shot", "label prior", "random direction", "random samples", "cross-task few-shot", "few-shot")
 MEASURES = {"exact": "exact match", "choice": "forced choice", "calibrated": "calibrated forced choice"}
 DRAWN = ("exact", "choice")
+CONTROLS = (
+    "`cast` rows hold the vector and, where there is one, its label prior; the gain on development examples is that of "
+    "the bare vector. `label prior` is of the model without a vector, and has no row where there is none: differences "
+    "from it are over the pairs that have it. The random direction is one draw at the layers, scale and norms that "
+    "were chosen for CAST, with its own label prior; no place was searched for it."
+)
+"""What both reports say of the methods they compare."""
 
 
 class Paired(NamedTuple):
@@ -80,14 +87,15 @@ def paired(cells: Sequence[dict[str, Row]], a: str, b: str, measure: str) -> Pai
 
 
 def mean(cells: Sequence[dict[str, Row]], method: str, measure: str) -> float:
-    """Mean over cells."""
+    """Mean over the cells that have it; a number for a cell, or one for each of its queries."""
     values = [np.mean(c[method][measure]) for c in cells if has(c, method, measure)]
     return float(np.mean(values)) if values else float("nan")
 
 
 def has(cell: dict[str, Row], method: str, measure: str) -> bool:
     """Whether a cell measured this: not all tasks have choices, and not all have the same for all queries."""
-    return method in cell and cell[method].get(measure, [None])[0] is not None
+    found = cell[method].get(measure) if method in cell else None
+    return (found[0] if isinstance(found, list) else found) is not None
 
 
 def report(cells: list[dict[str, Row]], facts: Row) -> str:
@@ -101,16 +109,17 @@ def report(cells: list[dict[str, Row]], facts: Row) -> str:
     ]
     for method in METHODS:
         if having := [cell for cell in cells if method in cell]:
-            nll, tokens = (np.mean([cell[method][key] for cell in having]) for key in ("nll", "prompt_tokens"))
+            nll, tokens = (_number(mean(having, method, k), digits) for k, digits in (("nll", 2), ("prompt_tokens", 0)))
             means = " | ".join(_number(mean(having, method, measure)) for measure in MEASURES)
             some = "" if len(having) == len(cells) else f" ({len(having)} pairs)"
-            out.append(f"| {method}{some} | {means} | {nll:.2f} | {tokens:.0f} |")
+            out.append(f"| {method}{some} | {means} | {nll} | {tokens} |")
     out += [
         "",
         "Forced choice is over the pairs whose target has choices, calibrated (each label's mean probability over the",
     ]
     out += ["queries taken off, which needs no label) over those whose queries all have the same ones.", ""]
-    out += ["Differences, with 95% bootstrap intervals over sources, targets and queries:", ""]
+    out += [CONTROLS, ""]
+    out += ["Differences, with 95% bootstrap intervals over sources, targets and queries (number of pairs):", ""]
     out += [f"| difference | {' | '.join(MEASURES.values())} |", "| --- |" + " ---: |" * len(MEASURES)]
     for method in ("cast", "cast, if it helps"):
         for other in AGAINST:
@@ -134,9 +143,11 @@ def where_the_model_knows(cells: Sequence[dict[str, Row]]) -> list[str]:
         return ["Zero-shot forced choice is above chance, by its 95% interval, on no target."]
     targets = ", ".join(sorted({cell["cast"]["target"] for cell in known}))
     out = [
-        f"Forced choice on targets where zero-shot is above chance by its 95% interval ({targets}; {len(known)} pairs):"
+        f"Forced choice on targets where zero-shot is above chance by its 95% interval ({targets}; {len(known)} pairs)."
     ]
-    out += ["", "| difference | forced choice |", "| --- | ---: |"]
+    out += ["The targets are selected by the queries that are scored here, on which zero-shot is therefore better than"]
+    out += ["on others: regression to the mean pulls the differences down.", ""]
+    out += ["| difference | forced choice |", "| --- | ---: |"]
     for method in ("cast", "cast, if it helps", "label prior"):
         out.append(f"| {method} − zero-shot | {_paired(paired(known, method, 'zero-shot', 'choice'))} |")
     return out
@@ -208,7 +219,7 @@ def draw(cells: list[dict[str, Row]], path: Path) -> None:
 def _paired(found: Paired) -> str:
     if not found.pairs:
         return "-"
-    return f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+    return f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f}; {found.pairs})"
 
 
 def _number(value: float, digits: int = 3) -> str:

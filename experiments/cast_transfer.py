@@ -12,7 +12,7 @@ labelled target examples that are neither tested nor shown. `cast` is the vector
 the model alone where the choice expects no gain. Where all queries have the same labels, vectors and controls make
 these labels equally likely over the development examples; `label prior` does nothing else. All methods see the same
 queries; `cross-task few-shot` shows as many source examples as the vector has samples, as far as --longest tokens
-allow.
+allow, and has no row where not even two fit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from cast_report import OWN, write_report
-from resuming import kept_results
+from resuming import ends_in_one_line, kept_results
 
 import cast
 import laai
@@ -47,7 +47,7 @@ from laai.files import write_json
 from laai.intervention import Intervention
 from laai.metrics import calibrated_choices
 from laai.models import LanguageModel
-from laai.prompts import Template
+from laai.prompts import Shown, Template
 from laai.tasks import Example, Task, load_task
 
 RESULTS = Path(__file__).parent / "results"
@@ -78,6 +78,7 @@ SUITES = {
 Row = dict[str, Any]
 
 
+@ends_in_one_line
 def main() -> None:
     """Run the cells that are missing, then write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -112,6 +113,8 @@ def main() -> None:
     options = parser.parse_args()
     if not options.suite and not (options.sources and options.targets):
         parser.error("give a --suite, or --sources and --targets")
+    if options.samples < 2:
+        parser.error("--samples must be 2 or more: samples are each other's demonstrations")
     sources, targets = SUITES.get(options.suite, ((), ()))
     sources, targets = options.sources or sources, options.targets or targets
     path = options.json or RESULTS / f"cast_transfer_{options.suite or 'own'}.json"
@@ -200,7 +203,10 @@ class Matrix:
                 methods.append(Method("label prior", prior))
         skip, choices = o.skip or (), dict[str, Any]()
         if "cross-task few-shot" not in {*skip, *measured_in(rows, source, target, seed)}:
-            methods.append(Method("cross-task few-shot", before=self.shown(pool, template, data, seed)))
+            if (before := self.shown(pool, template, data, seed)) is not None:
+                methods.append(Method("cross-task few-shot", before=before))
+            else:
+                print(f"{source} -> {target}: no cross-task prompt, 2 demonstrations are over --longest {o.longest}")
         strategies: dict[str, Strategy] = {"cast": o.select, "random samples": "random"}
         for name, strategy in strategies.items():
             if name in skip:
@@ -230,15 +236,15 @@ class Matrix:
             made.append(row | {"choice_of_place": choices.get(evaluation.method.name)})
         return made
 
-    def shown(self, pool: Task, template: Template, data: FewShotDataModule, seed: int) -> Any:
-        """As many source examples as the vector has samples, if the longest query leaves room for them."""
+    def shown(self, pool: Task, template: Template, data: FewShotDataModule, seed: int) -> Shown | None:
+        """As many source examples as the vector has samples, or as the longest query leaves room for; None below 2."""
         longest = max(len(template.encode(e.input).prompt) for e in data.splits.test)
         for count in range(self._options.samples, 1, -1):
             shown = demonstrations_of(pool, count, seed)
             before = Template(template.tokenizer, pool).encode("", shown.examples).prompt
             if len(before) + longest <= self._options.longest:
-                break
-        return shown
+                return shown
+        return None
 
 
 def measured_in(rows: Sequence[Row], source: str | None, target: str, seed: int) -> set[str]:

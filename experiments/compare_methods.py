@@ -20,6 +20,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from resuming import ends_in_one_line
 
 import cast
 import laai
@@ -35,6 +36,7 @@ RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
 
 
+@ends_in_one_line
 def main() -> None:
     """Run what is missing, then print the tables and draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

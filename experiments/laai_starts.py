@@ -7,7 +7,8 @@
 Starts are named NAME[:SCALE]. `zero`. `own`: the CAST vector of the training examples themselves (from 2 on).
 `random`: random directions, each vector as long as that of `own` (of `mean` where there is one example). `one`: the
 CAST vector of another task; `mean`: the mean over four others; `similar`: over the same four, weighted by their cosine
-with `own`. `prior`: starts from `own`, and the group penalty pulls towards it. All learn by the default recipe on the
+with `own`. `prior`: starts from `own`, and the group penalty pulls towards it. Other tasks' vectors come from examples
+whose inputs are not among the queries. All learn by the default recipe on the
 same examples and answer the same queries. Every finished (task, seed, size, start) is kept in the JSON file, and a run
 that was stopped goes on from there; the report and the picture are written beside it.
 """
@@ -24,21 +25,22 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from resuming import kept_results
-from starts_report import Row, write_report
+from resuming import ends_in_one_line, kept_results
+from starts_report import Row, from_others, write_report
 
 import cast
 import laai
-from cast.cross_task import of_equal_norm
+from cast.cross_task import of_equal_norm, without
 from laai.batches import Reuse
 from laai.data import FewShotDataModule
 from laai.early_stopping import StopAtLoss
+from laai.errors import UserError
 from laai.evaluate import Measured, measure
 from laai.files import write_json
 from laai.intervention import Intervention
 from laai.models import LanguageModel
 from laai.module import LAAIModule
-from laai.tasks import load_task
+from laai.tasks import Task, load_task
 
 RESULTS = Path(__file__).parent / "results"
 TASKS = (
@@ -52,6 +54,7 @@ PRIOR = 0.5
 OTHERS = 4
 
 
+@ends_in_one_line
 def main() -> None:
     """Run what is missing, then write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -73,7 +76,7 @@ def main() -> None:
     done = {(r["task"], r["seed"], r["size"], r["start"]) for r in rows}
     cells = [] if options.report else [(seed, task) for seed in options.seeds for task in options.tasks]
     model: LanguageModel | None = None
-    others: dict[tuple[str, int], Intervention] = {}
+    others: dict[tuple[Task, int], Intervention] = {}
     for number, (seed, task) in enumerate(cells, 1):
         wanted = [(n, s) for n in options.sizes for s in options.starts if n > 1 or not needs_two(s)]
         wanted = [(n, s) for n, s in wanted if (task, seed, n, s) not in done]
@@ -98,7 +101,7 @@ class Cell:
     task: str
     seed: int
     options: argparse.Namespace
-    others_vectors: dict[tuple[str, int], Intervention]  # of all cells: (task, seed) -> its CAST vector
+    others_vectors: dict[tuple[Task, int], Intervention]  # of all cells: (task, seed) -> its CAST vector
     vectors: dict[int, Intervention] = field(default_factory=dict)
     data: dict[int, FewShotDataModule] = field(default_factory=dict)
     reuse: Reuse = field(default_factory=Reuse)
@@ -119,7 +122,9 @@ class Cell:
         trainer.fit(module, datamodule=data)
         measured = self.measured(module, data)
         module.steered.detach()
-        facts = {"task": self.task, "seed": self.seed, "size": size, "start": start}
+        facts: Row = {"task": self.task, "seed": self.seed, "size": size, "start": start}
+        if from_others(start, size):
+            facts["untested_inputs"] = True
         made = [facts | {"at_step": step} | found for step, found in curve.found.items()]
         return [facts | {"at_step": None, "steps": trainer.global_step} | measured, *made]
 
@@ -151,7 +156,7 @@ class Cell:
             return scale * own
         if name == "similar":
             return scale * self.weighted(own)
-        raise SystemExit(f"unknown start {name!r}; see --help")
+        raise UserError(f"unknown start {name!r}; see --help")
 
     def own(self, size: int) -> Intervention:
         """The CAST vector of the training examples."""
@@ -168,11 +173,13 @@ class Cell:
         return [task for task in (TASKS[at:] + TASKS[:at]) if task != self.task][:OTHERS]
 
     def other(self, task: str) -> Intervention:
-        """The CAST vector of another task, from ten of its examples."""
-        key, site = (task, self.seed), self.options.site
+        """The CAST vector of another task, from ten of its examples whose inputs are not tested: tables share some."""
+        tested = {example.input for example in self.examples(self.options.sizes[0]).splits.test}  # same at all sizes
+        source, site = without(load_task(task), tested), self.options.site
+        key = (source, self.seed)  # cells that take nothing, or the same, out of the table share the vector
         if key not in self.others_vectors:
             self.others_vectors[key] = cast.extract(
-                self.model, load_task(task), samples=10, shots=5, site=site, seed=self.seed, progress=False
+                self.model, source, samples=10, shots=5, site=site, seed=self.seed, progress=False
             )
         return self.others_vectors[key]
 

@@ -1,11 +1,16 @@
-"""Results of an earlier run of a study, to go on from."""
+"""What the studies' command lines share: results of an earlier run to go on from, and errors in one line."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from laai.errors import UserError
 
 
 def kept_results(parser: argparse.ArgumentParser, path: Path, facts: dict[str, Any]) -> dict[str, Any]:
@@ -16,3 +21,17 @@ def kept_results(parser: argparse.ArgumentParser, path: Path, facts: dict[str, A
     if {name: found.get(name) for name in facts} != facts:
         parser.error(f"{path} holds results of other settings; move it away or name another --json")
     return found
+
+
+def ends_in_one_line(main: Callable[[], None]) -> Callable[[], None]:
+    """Make a `UserError` end the script as it ends `laai`: with the message on stderr and exit code 2."""
+
+    @functools.wraps(main)
+    def run() -> None:
+        try:
+            main()
+        except UserError as error:
+            sys.stderr.write(f"error: {error}\n")
+            sys.exit(2)
+
+    return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import random
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -19,6 +20,7 @@ from cast.embeddings import state_embeddings
 from cast.extraction import contrast_of, extract_from
 from cast.samples import Samples, draw
 from laai.batches import Reuse, to_device
+from laai.errors import UserError
 from laai.evaluate import Measured, measure
 from laai.forward import answer_logits
 from laai.intervention import Intervention
@@ -31,6 +33,7 @@ from laai.tasks import Example, Task
 Row = dict[str, Any]
 Places = Sequence[Sequence[int]]
 VARIANTS = ("difference", "all layers", "residual", "few-shot only", "norm kept", "centred", "mean of tasks")
+CENTRED = ("centred", "mean of tasks")
 SCALES = (0.5, 1.0, 2.0)
 WORDINGS = ("{}", "Task: {}", "Look at each item and answer. {}", "{} Reply with the answer only, nothing else.", "")
 COST_SHOTS = (0, 1, 2, 5, 10, 20)
@@ -110,15 +113,19 @@ class Study:
         depth = len(find_decoder(self.model.llm).layers)
         return [tuple(range(depth)), tuple(range(2 * depth // 3))]
 
-    def samples(self, source: str, target: str, seed: int, count: int) -> Row:
-        """So many source samples: as a vector, and as demonstrations of the other task."""
+    def samples(self, source: str, target: str, seed: int, labels: int) -> Row:
+        """So many labelled source samples and no other label of the source: as a vector, and as demonstrations.
+
+        Fewer are the first of more.
+        """
         pool = self.pool(source, target, seed)
-        order = draw(pool.examples, len(pool.examples), self.options.shots, seed)  # fewer are the first of them
-        drawn = Samples(order.samples[:count], order.demonstrations[:count])
+        if len(pool.examples) < labels:
+            raise UserError(f"--counts {labels}: {source} has {len(pool.examples)} examples that {target} leaves it")
+        # Shuffled here: a table that --pool does not thin comes in its own order, the same for all seeds.
+        chosen = random.Random(seed).sample(pool.examples, len(pool.examples))[:labels]
+        drawn = draw(chosen, labels, min(self.options.shots, labels - 1), seed, from_selected=True)
         found = self.steered(self.vector(pool, drawn), target, seed)
-        template = replace(
-            Template(self.model.tokenizer, self.task(target)), before=Shown(pool, tuple(order.samples[:count]))
-        )
+        template = replace(Template(self.model.tokenizer, self.task(target)), before=Shown(pool, tuple(chosen)))
         queries = self.split(target, seed).test
         return found | {"prompted": _exact(self.measured(template, queries, target, seed))["exact"]}
 
@@ -132,7 +139,11 @@ class Study:
         return self.steered(self.vector(pool, drawn), target, seed)
 
     def variants(self, source: str, target: str, seed: int, variant: str) -> Row:
-        """What the vector is, and how it is added; `mean of tasks` is what the sources of all pairs have in common."""
+        """What the vector is, and how it is added.
+
+        `mean of tasks` is what the sources of all --pairs have in common, `centred` the vector less that mean. The
+        source is one of them: with n sources, `centred` is also less 1/n of the source's own vector.
+        """
         pool, o = self.pool(source, target, seed), self.options
         drawn, options = draw(pool.examples, o.samples, o.shots, seed), dict[str, Any]()
         places: Places | None = None
@@ -145,9 +156,8 @@ class Study:
         if variant == "all layers":
             places = self.places()[:1]
         vector = self.vector(pool, drawn, **options)
-        if variant in ("centred", "mean of tasks"):
-            sources = dict.fromkeys(pair.partition(":")[0] for pair in o.pairs)
-            others = [self.centre(one, target, seed) for one in sources if one != target]
+        if variant in CENTRED:
+            others = [self.centre(one, target, seed) for one in sources_of(o.pairs, target)]
             zero = vector.with_vectors({key: torch.zeros_like(v) for key, v in vector.items()})
             vector = centred(vector, others) if variant == "centred" else -1.0 * centred(zero, others)
         return self.steered(vector, target, seed, places=places)
@@ -229,6 +239,11 @@ class Study:
         middle = sorted(tokens[1:])[len(queries) // 2]
         median = sorted(seconds[1:])[len(queries) // 2]
         return {"prompt_tokens": middle, "cache_bytes": int(middle * size), "ms_to_first_token": median}
+
+
+def sources_of(pairs: Sequence[str], target: str) -> list[str]:
+    """The sources of all pairs SOURCE:TARGET, whose vectors a mean is taken over, but for the target itself."""
+    return [one for one in dict.fromkeys(pair.partition(":")[0] for pair in pairs) if one != target]
 
 
 def _exact(measured: Sequence[Measured]) -> Row:

@@ -20,12 +20,14 @@ def compare_tasks(tasks: dict[str, Contrast], seed: int) -> Row:
         seed: draws halves, signs and partners.
 
     Returns:
-        By layer: `raw` and `centred` (mean over pairs of tasks; centred is less the mean over tasks), `same` (a task's
-        halves: the most that sampling allows), and nulls: `signs` (each sample's difference with a random sign),
-        `shuffled` (few-shot activations of a task less zero-shot ones of other tasks' samples), `random` (the
-        expected absolute cosine of random directions). `matrix` and `centred_matrix` hold all pairs of tasks, all
-        layers as one vector; `similarity` the cosines of the tasks' mean zero-shot states; `points` the first two
-        principal components of all samples' differences.
+        By layer: `raw` and `centred` (mean over pairs of tasks; centred is less the mean over the n tasks, which forces
+        about -1/(n - 1) on it whatever the vectors are), `same` (the means of two halves of a task's samples, mean over
+        tasks: each of half as many samples as the vector, and with demonstrations from one pool, which overlap), and
+        nulls: `signs` (each sample's difference with a random sign), `shuffled` (few-shot activations of a task less
+        zero-shot ones of other tasks' samples), `random` (the expected absolute cosine of random directions; their
+        signed cosine, which the others are means of, has the mean 0). `matrix` and `centred_matrix` hold all pairs of
+        tasks, all layers as one vector; `similarity` the cosines of the tasks' mean zero-shot states; `points` the
+        first two principal components of all samples' differences.
     """
     generator = torch.Generator().manual_seed(seed)
     states = {name: {key: (zero, diff) for key, zero, diff in contrast.states()} for name, contrast in tasks.items()}

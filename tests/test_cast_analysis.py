@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from laai.errors import UserError
+
 SIZES = ["--samples", "4", "--shots", "2", "--queries", "4", "--development", "4", "--pool", "30", "--seeds", "0", "1"]
-SIZES += ["--counts", "1", "4", "--budgets", "3", "--strategies", "random", "k_center"]
+SIZES += ["--counts", "2", "4", "--budgets", "3", "--strategies", "random", "k_center"]
 PAIRS = ["--pairs", "antonym:synonym", "word-sentiment:country-region"]
 
 
@@ -116,14 +118,88 @@ def test_geometry_of_known_vectors(analysis):
     assert np.array(found["similarity"]).shape == (2, 2)
 
 
-def test_differences_are_over_pairs(analysis):
-    report = analysis[1]
-    rows = [
-        {"source": s, "target": "t", "seed": seed, "budget": 5, "strategy": name, "exact": exact, "gain": sum(exact)}
-        for s in ("a", "b")
-        for seed in (0, 1)
-        for name, exact in (("cast", [1, 1, 0, 0]), ("random", [1, 0, 0, 0]))
-    ]
-    text = "\n".join(report.strategies(rows))
-    assert "| cast | 0.500 | +0.250 (+0.250 to +0.250) | +1.000 (+1.000 to +1.000) |" in text
-    assert "2 pairs (a → t, b → t), seeds [0, 1]" in text
+@pytest.mark.parametrize("labels", [2, 4, 20])
+def test_samples_see_as_many_labels_as_they_say(analysis, tiny, monkeypatch, labels):
+    """On a table that --pool does not thin: the vector and the prompt have the same examples, by seed."""
+    options = argparse.Namespace(samples=4, shots=4, queries=4, development=4, pool=1000, data=None)
+    study, seen = analysis[3].Study(tiny, options), []
+    monkeypatch.setattr(study, "vector", lambda pool, drawn: seen.append(drawn))
+    monkeypatch.setattr(study, "steered", lambda *_: {})
+    monkeypatch.setattr(study, "measured", lambda template, *_: seen.append(template.before.examples) or [])
+    for seed, count in ((0, labels), (1, labels), (0, 30)):
+        study.samples("country-capital", "singular-plural", seed, count)
+    drawn, prompted, other, _, more, _ = seen
+    assert len(drawn.samples) == len({e.input for e in drawn.samples}) == labels
+    assert tuple(drawn.samples) == prompted == tuple(more.samples[:labels])
+    assert {e for shown in drawn.demonstrations for e in shown} <= set(drawn.samples)
+    assert {len(shown) for shown in drawn.demonstrations} == {min(4, labels - 1)}
+    assert drawn.samples[:2] != other.samples[:2], "seeds begin with other examples"
+    with pytest.raises(UserError, match="--counts 400: country-capital has 184"):
+        study.samples("country-capital", "singular-plural", 0, 400)
+
+
+def test_what_cannot_be_analysed(run, capsys):
+    with pytest.raises(SystemExit) as refused:
+        run("--counts", "1", "4")
+    assert refused.value.code == 2
+    assert "--counts must be 2 or more" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as refused:
+        run("--parts", "samples", "--pairs", "no-such-task:synonym")
+    assert refused.value.code == 2
+    assert capsys.readouterr().err.startswith("error: "), "in one line, without a traceback"
+
+
+def test_a_single_source_has_no_centre(analysis, run, capsys):
+    variants = [row["variant"] for row in run("--parts", "variants", "--pairs", PAIRS[1], "--seeds", "0")["variants"]]
+    assert variants == [v for v in analysis[3].VARIANTS if v not in ("centred", "mean of tasks")]
+    assert "left out for antonym:synonym" in capsys.readouterr().out
+    options = argparse.Namespace(seeds=[0], pairs=["a:b", "b:c"])
+    centred = [key["target"] for key in analysis[0].keys("variants", options) if key["variant"] == "centred"]
+    assert centred == ["c"], "of b, only the source a is left"
+
+
+def rows_of(sources, **more):
+    """Rows of two seeds, right on two of four queries, zero-shot on one."""
+    row = {"target": "t", "exact": [1, 1, 0, 0], "zero": [1, 0, 0, 0], "gain": 0.5}
+    return [row | {"source": s, "seed": seed} | more for s in sources for seed in (0, 1)]
+
+
+@pytest.mark.parametrize(("sources", "shown"), [("abcd", "4 pairs"), ("abcde", "+0.250 to +0.250; 5 pairs")])
+def test_intervals_are_over_five_pairs_or_more(analysis, sources, shown):
+    """Seeds of a pair are no pairs of their own; a gain that was not measured is left out."""
+    rows = rows_of(sources, budget=5, strategy="cast")
+    rows += rows_of(sources, budget=5, strategy="random", exact=[1, 0, 0, 0], gain=None)
+    text = "\n".join(analysis[1].strategies(rows))
+    assert f"| cast | 0.500 | +0.250 ({shown}) | - |" in text
+    assert f"{len(sources)} pairs (a → t, b → t," in text
+    assert "seeds [0, 1]" in text
+    assert "each drawn with all its seeds" in text
+
+
+def test_rows_over_fewer_pairs_say_so(analysis):
+    rows = rows_of("abcde", variant="difference") + rows_of("abc", variant="centred")
+    rows += rows_of("abcde", variant="residual")[:-1]
+    text = "\n".join(analysis[1].variants(rows))
+    assert "| difference | 0.500 |  | +0.250 (+0.250 to +0.250; 5 pairs) |" in text
+    assert "| centred | 0.500 (3 of 5 pairs) | +0.000 (3 pairs) | +0.250 (3 pairs) |" in text
+    assert "| residual | 0.500 (9 of 10 pairs and seeds) |" in text
+
+
+def test_samples_of_other_numbers_of_labels_are_not_reported(analysis, tmp_path):
+    old = rows_of("abcde", count=1, prompted=[1, 0, 0, 0])
+    assert "source samples" not in analysis[1].write_report({"samples": old}, {}, tmp_path / "old.json")
+    new = rows_of("abcde", labels=2, prompted=[0, 0, 0, 0]) + rows_of("ab", labels=5, prompted=[0, 0, 0, 0])
+    text = analysis[1].write_report({"samples": old + new}, {}, tmp_path / "new.json")
+    assert "| cross-task few-shot | 0.000 | 0.000 (2 of 5 pairs) |" in text
+    assert "| CAST − cross-task few-shot | +0.500 (+0.500 to +0.500; 5 pairs) | +0.500 (2 pairs) |" in text
+
+
+def test_the_null_of_centred_vectors(analysis):
+    """Directions that are drawn independently and centred have the mean cosine that the report names."""
+    generator = torch.Generator().manual_seed(0)
+    noise = {name: {layer: torch.randn(6, 4096, generator=generator) for layer in (0, 3)} for name in "abcde"}
+    found = analysis[2].compare_tasks({name: Kept(own, own) for name, own in noise.items()}, seed=0)
+    assert found["by_layer"]["centred"] == pytest.approx([-1 / 4] * 2, abs=0.01)
+    text = "\n".join(analysis[1].vectors([found | {"seed": 0}]))
+    assert "forces, −1/4 | -0.25 | -0.25 | -0.25 |" in text
+    assert "random\ndirections is 0" in text

@@ -14,12 +14,13 @@ def prediction(scripts):
     return module
 
 
-def cell(source, target, exact, gain, helps=True, choice=None):
+def cell(source, target, exact, gain, helps=True, choice=None, prior=None):
     """Rows of one pair, of four queries each, zero-shot right on one of them."""
     rows = {"zero-shot": ([1, 0, 0, 0], 2.0, None), "few-shot": ([1, 1, 0, 0], 1.0, None)}
     place = {"helps": helps, "gain": gain, "layers": [0, 1], "scale": 1.0}
     rows |= {"cast": (exact, 2.0 - gain, place), "cross-task few-shot": ([0, 0, 0, 0], 2.0, None)}
-    own = ("zero-shot", "few-shot")
+    own = ("zero-shot", "few-shot", "label prior")
+    rows |= {} if prior is None else {"label prior": (prior, 2.0, None)}
     return [
         {"source": None if m in own else source, "target": target, "seed": 0, "method": m, "exact": e, "nll": nll}
         | {"choice": [choice if m == "cast" and choice is not None else 1] * 4, "choice_of_place": place_of}
@@ -35,7 +36,15 @@ def files(tmp_path):
     matrix = [[0.1 * abs(i - j) for j in range(6)] for i in range(6)]
     against = [[-value for value in row] for row in matrix]
     found = [
-        cell("s", name, [1] * min(i, 4) + [0] * (4 - min(i, 4)), 0.1 * i, helps=i > 1, choice=0 if i == 1 else 1)
+        cell(
+            "s",
+            name,
+            [1] * min(i, 4) + [0] * (4 - min(i, 4)),
+            0.1 * i,
+            helps=i > 1,
+            choice=0 if i == 1 else 1,
+            prior=[0] * 4 if i < 3 else None,
+        )
         for i, name in enumerate(names[1:], 1)
     ]
     (tmp_path / "matrix.json").write_text(json.dumps({"rows": [row for rows in found for row in rows]}))
@@ -60,10 +69,25 @@ def test_known_predictors(prediction, files, monkeypatch, capsys):
     rise, options = (text.index(f"| cast − {other} |") for other in ("zero-shot", "cross-task few-shot"))
     assert text[rise:].startswith("| cast − zero-shot | +0.450 (")  # 0.25, 0.5, 0.75, 1, 1 against 0.25
     assert text[options:].startswith("| cast − cross-task few-shot | +0.700 (")
+    assert lines["cast − label prior"].startswith("| cast − label prior | +0.375 ("), "0.25 and 0.5 against 0"
+    assert all(found.endswith("; 2)") for found in lines["cast − label prior"].split(" | ")[1:2]), "two pairs have one"
     assert "(a, b, c, d, e; 5 pairs)" in text, "zero-shot is above chance on all of them"
+    assert all(told in text for told in ("gain on development examples is that of the bare vector", "is one draw at"))
     monkeypatch.setattr(sys, "argv", ["cast_prediction.py", "--matrix", str(files / "none.json")])
     with pytest.raises(SystemExit):
         prediction.main()
+
+
+def test_what_was_not_measured_is_left_out(prediction, files):
+    rows = json.loads((files / "matrix.json").read_text())["rows"]
+    for row in rows:
+        if row["target"] == "a" and row["method"] == "cast":
+            row["nll"], row["choice_of_place"]["gain"] = None, None
+    cells = prediction.completed(rows)
+    assert [prediction.gain(c, "nll") is None for c in cells] == [True, False, False, False, False]
+    text = prediction.report(cells, prediction.tables([]))
+    (line,) = [line for line in text.splitlines() if line.startswith("| gain on development examples |")]
+    assert line.count("; 4)") == 3
 
 
 def test_correlation_by_rank(prediction):

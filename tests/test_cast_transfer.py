@@ -66,6 +66,38 @@ def test_the_matrix(matrix, monkeypatch, tiny_folder, folder, capsys):
     assert "other settings" in capsys.readouterr().err
 
 
+def test_what_cannot_be_run(matrix, monkeypatch, tiny_folder, folder, capsys):
+    for arguments, told in ((["--samples", "1"], "--samples must be 2 or more"), (["--sources", "none"], "error: ")):
+        with pytest.raises(SystemExit) as refused:
+            run(matrix, monkeypatch, tiny_folder, folder, *arguments)
+        assert refused.value.code == 2
+        found = capsys.readouterr().err
+        assert told in found
+        assert "Traceback" not in found
+
+
+def test_a_prompt_that_is_too_long_is_left_out(matrix, monkeypatch, tiny_folder, folder, capsys):
+    controls = ["--skip", "random direction", "random samples"]
+    found = run(matrix, monkeypatch, tiny_folder, folder, "--targets", "two", "--longest", "10", *controls)
+    assert {row["method"] for row in found["rows"]} == {"zero-shot", "few-shot", "label prior", "cast"}
+    assert "one -> two: no cross-task prompt, 2 demonstrations are over --longest 10" in capsys.readouterr().out
+
+
+def test_rows_without_a_likelihood_are_left_out(matrix):
+    _, cast_report = matrix
+    place = {"helps": True, "layers": [0, 1], "scale": 1.0}
+    row = {"target": "t", "seed": 0, "exact": [1, 0], "choice": [None] * 2, "prompt_tokens": 5, "choice_of_place": None}
+    rows = [row | {"source": None, "method": "zero-shot", "nll": 3.0}]
+    found = (("a", None), ("b", 2.0))
+    rows += [row | {"source": s, "method": "cast", "nll": nll, "choice_of_place": place} for s, nll in found]
+    text = cast_report.report(cast_report.completed(rows), {})
+    assert "| cast | 0.500 | - | - | 2.00 | 5 |" in text
+    assert "gain on development examples is that of the bare vector" in text
+    assert "one draw at the layers, scale and norms that were chosen for CAST" in text
+    alone = cast_report.report(cast_report.completed(rows[:2]), {})
+    assert "| cast | 0.500 | - | - | - | 5 |" in alone
+
+
 def test_what_a_cell_has_is_not_measured_again(matrix, monkeypatch, tiny_folder, folder):
     cast_transfer, _ = matrix
     found = run(matrix, monkeypatch, tiny_folder, folder, "--targets", "two")
@@ -100,6 +132,7 @@ def test_forced_choice_where_there_is_knowledge(matrix):
     text = "\n".join(cast_report.where_the_model_knows([known, unknown]))
     assert "(known; 1 pairs)" in text
     assert "| cast − zero-shot | +0.250" in text
+    assert "selected by the queries that are scored here" in text
     assert "on no target" in cast_report.where_the_model_knows([unknown])[0]
 
 

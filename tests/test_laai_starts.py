@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 
 import numpy as np
 import pytest
+
+from laai.tasks import load_task
 
 
 @pytest.fixture
@@ -46,6 +49,43 @@ def test_every_start(run, study, tmp_path, monkeypatch, capsys):
     assert run(*options) == rows
     with pytest.raises(SystemExit):
         run(*options, "--queries", "4")
+    told = {(row["size"], row["start"]) for row in rows if row.get("untested_inputs")}
+    assert told == {(n, s) for n in (1, 2) for s in ("one", "mean")} | {(1, "random"), (2, "similar")}
+
+
+def test_other_tasks_show_nothing_that_is_tested(study, monkeypatch):
+    """antonym and word-sentiment ask about the same words, capital-country about others."""
+    module, _ = study
+    options = argparse.Namespace(queries=100, sizes=[2, 10], site="heads")
+    extracted, vectors = [], {}
+    monkeypatch.setattr(module.cast, "extract", lambda model, source, **_: extracted.append(source))
+    cells = [module.Cell(None, task, 0, options, vectors) for task in ("antonym", "present-past")]
+    for cell in cells:
+        tested = {e.input for e in cell.examples(10).splits.test}
+        whole = {e.input for e in load_task("word-sentiment").examples}
+        assert tested & whole, "there is something to leave out"
+        cell.other("word-sentiment")
+        assert {e.input for e in extracted[-1].examples} == whole - tested
+        cell.other("capital-country")
+    assert [source.name for source in extracted] == ["word-sentiment", "capital-country", "word-sentiment"]
+
+
+def test_rows_of_vectors_that_may_show_what_is_tested_are_told(study):
+    _, report = study
+    row = {"task": "t", "seed": 0, "size": 2, "at_step": None, "steps": 3, "exact": [1, 0], "nll": 1.0}
+    old = [row | {"start": start} for start in ("zero", "mean", "one:1", "own", "random")]
+    assert "2 rows of starts from other tasks were made when" in report.report(old, {})
+    assert "were made when" not in report.report([r | {"untested_inputs": True} for r in old], {})
+
+
+@pytest.mark.parametrize("script", ["laai_starts", "compare_methods"])
+def test_bad_input_ends_in_one_line(scripts, tiny_folder, tmp_path, monkeypatch, capsys, script):
+    arguments = ["--tasks", "no-such-task", "--base_model", str(tiny_folder), "--json", str(tmp_path / "none.json")]
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
+    with pytest.raises(SystemExit) as refused:
+        scripts(script)[0].main()
+    assert refused.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_differences_are_paired_by_task(study):
