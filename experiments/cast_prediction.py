@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cast_report import CONTROLS, completed, has, paired, where_the_model_knows
+from cast_report import CONTROLS, Paired, completed, has, paired, where_the_model_knows
 from crossed_bootstrap import crossed_weights
 from scipy.stats import spearmanr
 
@@ -109,7 +109,33 @@ def against(cells: Sequence[dict[str, Row]]) -> list[str]:
             found = [paired(cells, method, other, measure) for measure in ("exact", "choice")]
             shown = [f"{m.mean:+.3f} ({m.low:+.3f} to {m.high:+.3f}; {m.pairs})" if m.pairs else "-" for m in found]
             out.append(f"| {method} − {other} | {' | '.join(shown)} |")
-    return [*out, "", *where_the_model_knows(cells)]
+    return [*out, "", *where_the_model_knows(cells), *by_target(cells)]
+
+
+def by_target(cells: Sequence[dict[str, Row]]) -> list[str]:
+    """Means over each target's sources: where the vector gains, and where it costs forced choice."""
+    out = ["", "## By target", "", "Means over a target's sources, `cast` against others; forced choice also with the"]
+    out += ["rule that refuses:", ""]
+    heads = (
+        "exact match − zero-shot",
+        "− cross-task few-shot",
+        "forced choice, zero-shot",
+        "− zero-shot",
+        "if it helps",
+    )
+    out += [f"| target | sources | {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) + 1)]
+    for target in sorted({cell["cast"]["target"] for cell in cells}):
+        own = [cell for cell in cells if cell["cast"]["target"] == target]
+        known = [cell for cell in own if has(cell, "zero-shot", "choice")]
+        choice = f"{np.mean([np.mean(c['zero-shot']['choice']) for c in known]):.2f}" if known else "-"
+        shown = [_signed(paired(own, "cast", other, "exact")) for other in ("zero-shot", "cross-task few-shot")]
+        shown += [choice, *(_signed(paired(own, m, "zero-shot", "choice")) for m in ("cast", "cast, if it helps"))]
+        out.append(f"| {target} | {len(own)} | {' | '.join(shown)} |")
+    return out
+
+
+def _signed(found: Paired) -> str:
+    return f"{found.mean:+.3f}" if found.pairs else "-"
 
 
 def gain(cell: Mapping[str, Row], measure: str) -> float | None:
