@@ -5,7 +5,8 @@ Batch calibration (2309.17249) takes each label's mean probability over some que
 its log-probability. Here a vector on the last layer's output, in the span of the labels' rows of the output head, does
 that to the labels' first tokens, so that generation has it too and it travels in the same file. It looks at the first
 tokens alone: made up for at its beginning, the unlikely rest of a long label would make greedy generation begin with
-that label always, and then go on otherwise.
+that label always, and then go on otherwise. And it raises all labels until the likeliest has, on each of those queries,
+no lower odds against all other tokens than before: else words would win that are no label.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from laai.tasks import Example
 MEAN_FLOOR = 1e-3
 """A label's mean probability that is not told from less: what never is likely is not to be blown up without end."""
 
+RIDGE = 1e-3
+"""Added to the second moment of the output head, as a share of its mean diagonal, so that it can be inverted."""
+
 PROBE = 0.02
 """Length of the vectors that the response is measured by, as a share of the state's."""
 
@@ -39,7 +43,7 @@ ROUNDS = 3
 def label_prior(
     model: LanguageModel, vector: Intervention, template: Template, examples: Sequence[Example]
 ) -> Intervention | None:
-    """The vector that, added to `vector`, shifts the labels' log-probabilities by their `offsets`.
+    """The vector that, added to `vector`, shifts the labels' log-odds by `offsets`, all raised as the module says.
 
     Args:
         model: the language model.
@@ -57,20 +61,21 @@ def label_prior(
         return None
     llm, last = model.llm, len(find_decoder(model.llm).layers) - 1
     untyped: Any = llm
-    rows = untyped.get_output_embeddings().weight[ids].float().cpu()
-    rows = functional.normalize(rows - rows.mean(dim=0), dim=-1)
+    rows = functional.normalize(_least_disturbing(untyped.get_output_embeddings().weight, ids), dim=-1)
     reuse = Reuse()
 
     def shifted(weights: Tensor) -> tuple[Tensor, Tensor]:
-        """The labels' logits (examples, labels), and the last states' norms, under the vector and a shift."""
+        """Log-odds of each label against all that is none (examples, labels), and the last states' norms."""
         both = vector + _at(vector, last, weights @ rows)
         prompts = [template.encode(example.input) for example in examples]
-        logits, norms = torch.zeros(len(examples), len(ids)), torch.zeros(len(examples))
+        odds, norms = torch.zeros(len(examples), len(ids)), torch.zeros(len(examples))
         with both.on(model), record_last_token(llm, "residual", [last]) as seen:
             for started in started_batches(llm, prompts, pad_token(template.tokenizer), 32, reuse, own=True):
-                found = answer_logits(llm, started.batch, started.before)[:, 0, ids]
-                logits[started.rows], norms[started.rows] = found.float().cpu(), seen[last].float().norm(dim=-1).cpu()
-        return logits, norms
+                logits = answer_logits(llm, started.batch, started.before)[:, 0].float()
+                rest = logits.index_fill(1, torch.tensor(ids, device=logits.device), float("-inf"))
+                odds[started.rows] = (logits[:, ids] - rest.logsumexp(dim=-1, keepdim=True)).cpu()
+                norms[started.rows] = seen[last].float().norm(dim=-1).cpu()
+        return odds, norms
 
     nothing = torch.zeros(len(ids))
     plain, norms = shifted(nothing)
@@ -78,16 +83,28 @@ def label_prior(
     if not sound.any():
         return None
     plain, norm = plain[sound], float(norms[sound].mean())
-    wanted = offsets(plain)
+    found = offsets(plain)
+    wanted = found + (plain.amax(dim=-1) - (plain + found).amax(dim=-1)).amax()
     probes = PROBE * norm * torch.eye(len(ids))
-    response = torch.stack([_centred(shifted(probe)[0][sound] - plain) for probe in probes], dim=1) / (PROBE * norm)
+    response = torch.stack([(shifted(p)[0][sound] - plain).mean(dim=0) for p in probes], dim=1) / (PROBE * norm)
     weights = nothing
     for _ in range(ROUNDS):  # the final norm and the softmax cap of some models bend the response
-        missing = wanted - _centred(shifted(weights)[0][sound] - plain)
+        missing = wanted - (shifted(weights)[0][sound] - plain).mean(dim=0)
         weights = weights + torch.linalg.pinv(response) @ missing
-    shifts = dict(zip(examples[0].choices or (), [round(value, 4) for value in wanted.tolist()], strict=True))
-    found = _at(vector, last, weights @ rows)
-    return found.with_vectors(dict(found.items()), metadata=found.metadata | {"label_prior": shifts})
+    shifts = dict(zip(examples[0].choices or (), [round(value, 4) for value in found.tolist()], strict=True))
+    prior = _at(vector, last, weights @ rows)
+    return prior.with_vectors(dict(prior.items()), metadata=prior.metadata | {"label_prior": shifts})
+
+
+def _least_disturbing(table: Tensor, ids: list[int]) -> Tensor:
+    """(labels, width): directions that raise the labels' logits and change all tokens' least, by mean square."""
+    mean, moment = table.mean(dim=0, dtype=torch.float32), torch.zeros(table.shape[1], table.shape[1])
+    for start in range(0, len(table), 16384):  # a large table has no second copy in fp32
+        part = table[start : start + 16384].float()
+        moment += (part.T @ part).cpu() / len(table)
+    moment += RIDGE * moment.diagonal().mean() * torch.eye(len(moment))
+    found: Tensor = torch.linalg.solve(moment, (table[ids].float() - mean).T.cpu()).T
+    return found
 
 
 def with_label_prior(
@@ -131,12 +148,6 @@ def offsets(logits: Tensor) -> Tensor:
         return logits.new_zeros(logits.shape[1])
     found = -logits.double().softmax(dim=-1).mean(dim=0).clamp_min(MEAN_FLOOR).log()
     return (found - found.mean()).float()
-
-
-def _centred(difference: Tensor) -> Tensor:
-    """(labels,) mean over examples, less the mean over labels, which changes no choice."""
-    mean = difference.mean(dim=0)
-    return mean - mean.mean()
 
 
 def _at(vector: Intervention, layer: int, value: Tensor) -> Intervention:

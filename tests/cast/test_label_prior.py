@@ -75,6 +75,22 @@ def test_labels_become_equally_likely(tiny, task, monkeypatch):
     assert blind.metadata == both.metadata, "which label is right is not looked at"
 
 
+def test_no_query_loses_its_likeliest_label_to_other_words(tiny, task, monkeypatch):
+    """Lowering the label that the model leans to, alone, would."""
+    monkeypatch.setattr(module, "MEAN_FLOOR", 0.02)
+    template, vector = Template(tiny.tokenizer, task), Intervention.random(tiny, "heads", range(3), norm=2.0, seed=3)
+    ids = first_tokens(template, task.examples)
+
+    def odds(steering):
+        logits = logits_by_hand(tiny, template, task.examples, steering, slice(None))
+        others = [i for i in range(logits.shape[1]) if i not in ids]
+        return (logits[:, ids] - logits[:, others].logsumexp(dim=-1, keepdim=True)).amax(dim=-1)
+
+    before, after = odds(vector), odds(with_label_prior(tiny, vector, template, task.examples))
+    assert (after - before).min() > -0.5, "as far as the final norm lets so small a model go"
+    assert (after - before).mean() > 0
+
+
 def test_where_it_cannot_serve(tiny, task, word_task):
     template, vector = Template(tiny.tokenizer, task), Intervention.random(tiny, "heads", [1], seed=0)
     examples = task.examples
