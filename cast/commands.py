@@ -58,10 +58,10 @@ def _extract(options: Any) -> None:
     from cast.contrast_loop import discard
     from cast.extraction import extract
     from laai.models import load_model
-    from laai.noise import ignore_noise
+    from laai.noise import ignore_chatter
     from laai.tasks import load_task
 
-    ignore_noise()
+    ignore_chatter()
     output = check_output(options.output)
     partial = output.with_name(f"{output.name}.partial")
     trainer = trainer_of(options.devices, options.precision)
@@ -118,7 +118,7 @@ def _transfer(options: Any) -> None:
     from laai.errors import UserError
     from laai.files import write_json
     from laai.models import load_model
-    from laai.noise import ignore_noise
+    from laai.noise import ignore_chatter
     from laai.report import print_table
     from laai.tasks import load_task
 
@@ -129,7 +129,7 @@ def _transfer(options: Any) -> None:
     sources, target = dict(weighted(sources_of(options.source))), load_task(options.target)
     centre = [task for task, _ in weighted(options.centre)] if options.centre else []
     model = load_model(options.base_model, dtype=options.dtype)
-    ignore_noise()
+    ignore_chatter()
     found = transfer(
         model, sources, target, development=options.development, test=options.test, refuse=not options.always,
         site=options.site, centre=centre, calibrate=not options.no_label_prior, **selection(options),

@@ -203,7 +203,6 @@ def _generate(options: Any) -> None:
 
 
 def _evaluate(options: Any) -> None:
-    import logging
     from dataclasses import replace
     from pathlib import Path
 
@@ -212,7 +211,7 @@ def _evaluate(options: Any) -> None:
     from laai.compare import Method, compare
     from laai.data import FewShotDataModule
     from laai.files import write_json
-    from laai.noise import ignore_noise
+    from laai.noise import ignore_chatter
     from laai.progress import StepProgress
     from laai.provenance import unseen
     from laai.report import print_table
@@ -235,8 +234,7 @@ def _evaluate(options: Any) -> None:
     if left := len(asked) - len(data.splits.test):
         sys.stdout.write(f"{left} of {len(asked)} test queries are left out: the vectors were made from them\n")
     model, intervention = _load_model(options, intervention)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    ignore_noise()
+    ignore_chatter()
     few_shot = [Method(f"{options.shots}-shot", demonstrations=data.splits.train)] if options.shots else []
     methods = [Method("zero-shot"), *few_shot, Method("steered", intervention)]
     trainer = pl.Trainer(

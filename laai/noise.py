@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 
 _NOISE = (
@@ -17,3 +18,9 @@ def ignore_noise() -> None:
     """Filter them out; inside `warnings.catch_warnings`, for that block alone."""
     for pattern in _NOISE:
         warnings.filterwarnings("ignore", message=pattern)
+
+
+def ignore_chatter() -> None:
+    """The warnings, and what Lightning says of devices and products whenever a trainer is made; for commands."""
+    ignore_noise()
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
