@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -53,10 +54,11 @@ def trainer_of(devices: str, precision: str) -> pl.Trainer:
     """
     if devices != "auto" and not (devices.isdecimal() and int(devices) > 0):
         raise UserError(f"expected --devices as a number from 1 on, or auto, found {devices!r}")
+    anything: Any = precision  # what is not among Lightning's own is caught
     try:
         trainer = pl.Trainer(
             devices=devices,
-            precision=precision,  # type: ignore[arg-type]  # what is not among Lightning's own is what is caught here
+            precision=anything,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

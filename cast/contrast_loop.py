@@ -64,7 +64,8 @@ def run_all(
         total=len(contrast), initial=int(contrast.done.sum()), desc=name, disable=name is None, leave=False
     ) as bar:
         work = _Work(model.llm, contrast, partial, bar)
-        loader: DataLoader[Tensor] = DataLoader(torch.tensor(todo), batch_size)  # type: ignore[arg-type]
+        numbers: Any = torch.tensor(todo)  # a loader takes any sequence; its type says a Dataset
+        loader: DataLoader[Tensor] = DataLoader(numbers, batch_size)
         device = next(model.llm.parameters()).device
         try:
             if trainer is None:

@@ -98,12 +98,13 @@ def label_prior(
 
 def _least_disturbing(table: Tensor, ids: list[int]) -> Tensor:
     """(labels, width): directions that raise the labels' logits and change all tokens' least, by mean square."""
-    mean, moment = table.mean(dim=0, dtype=torch.float32), torch.zeros(table.shape[1], table.shape[1])
+    mean = table.mean(dim=0, dtype=torch.float32)
+    moment = torch.zeros(table.shape[1], table.shape[1], device=table.device)
     for start in range(0, len(table), 16384):  # a large table has no second copy in fp32
         part = table[start : start + 16384].float()
-        moment += (part.T @ part).cpu() / len(table)
-    moment += RIDGE * moment.diagonal().mean() * torch.eye(len(moment))
-    found: Tensor = torch.linalg.solve(moment, (table[ids].float() - mean).T.cpu()).T
+        moment += part.T @ part / len(table)
+    moment.diagonal().add_(RIDGE * moment.diagonal().mean())
+    found: Tensor = torch.linalg.solve(moment.cpu(), (table[ids].float() - mean).T.cpu()).T
     return found
 
 

@@ -153,7 +153,8 @@ class RidgeMap(nn.Module):
                 about = file.metadata() or {}
                 if about.get("format") != FORMAT:
                     raise UserError(f"{path} is no ridge map of this library; `cast.ridge.fit_ridge` makes one")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+                names = file.keys()
+                tensors = {name: file.get_tensor(name) for name in names}
             facts = json.loads(about["facts"])
             maps: dict[Key, AffineMap] = {}
             for name, explained in facts["explained"].items():

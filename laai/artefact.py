@@ -61,7 +61,8 @@ def load(path: Path, model: nn.Module | LanguageModel | None = None) -> Interven
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("laai")
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys()
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a readable safetensors file ({error}); write it again with save()") from error
     if text is None:

@@ -80,7 +80,7 @@ class FewShotDataModule(LightningDataModule):
             raise RuntimeError("attach this data module to a Trainer first")
         module: Any = trainer.lightning_module
         tokenizer: PreTrainedTokenizerBase = module.language_model.tokenizer
-        dataset = encode_training(self.template(tokenizer), self.splits.train)
+        dataset: Any = encode_training(self.template(tokenizer), self.splits.train)
         size, devices = min(self.batch_size or len(dataset), len(dataset)), trainer.world_size
         if size % devices:
             raise UserError(f"a batch of {size} examples cannot be shared evenly by {devices} devices")
@@ -91,7 +91,7 @@ class FewShotDataModule(LightningDataModule):
             )
         sampler = StepOrder(dataset, trainer, size, self.seed)
         collate_fn = partial(_collate_numbered, pad=pad_token(tokenizer))
-        return ResumableLoader(dataset, size // devices, sampler=sampler, collate_fn=collate_fn)  # type: ignore[arg-type]
+        return ResumableLoader(dataset, size // devices, sampler=sampler, collate_fn=collate_fn)
 
     def val_dataloader(self) -> DataLoader[Tensor] | list[Tensor]:
         """Row numbers into `splits.validation`; nothing where there are none."""
@@ -123,7 +123,8 @@ class StepOrder(DistributedSampler[int]):
 
     def __init__(self, dataset: Sequence[Any], trainer: pl.Trainer, batch_size: int, seed: int) -> None:
         shuffle = batch_size < len(dataset)
-        super().__init__(dataset, trainer.world_size, trainer.global_rank, shuffle, seed)  # type: ignore[arg-type]
+        anything: Any = dataset  # only its length is asked for
+        super().__init__(anything, trainer.world_size, trainer.global_rank, shuffle, seed)
         self._trainer, self._count, self._size = trainer, len(dataset), batch_size
 
     def __len__(self) -> int:

@@ -141,8 +141,9 @@ def _continue(llm: nn.Module, template: Template, started: Started, max_new_toke
     mask = mask if before is None else torch.cat([before.mask, mask], dim=1)
     options = {} if before is None else {"past_key_values": before.continued()}
     check_length(llm, mask, max_new_tokens - 1)
+    untyped: Any = llm
     with _greedy(llm):
-        out: Tensor = llm.generate(  # type: ignore[operator]
+        out: Tensor = untyped.generate(
             input_ids=ids,
             attention_mask=mask,
             **options,
