@@ -70,6 +70,8 @@ def main() -> None:
     options = parser.parse_args()
     if min(options.counts) < 2:
         parser.error("--counts must be 2 or more: samples are each other's demonstrations")
+    if wrong := [pair for pair in options.pairs if pair.count(":") != 1]:
+        parser.error(f"--pairs must be SOURCE:TARGET, found {wrong[0]!r}")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     facts = {name: getattr(options, name) for name in ("base_model", "samples", "shots", "pool", "queries")}

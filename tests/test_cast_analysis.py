@@ -143,6 +143,9 @@ def test_what_cannot_be_analysed(run, capsys):
         run("--counts", "1", "4")
     assert refused.value.code == 2
     assert "--counts must be 2 or more" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("--pairs", "antonym:synonym", "antonym")
+    assert "SOURCE:TARGET, found 'antonym'" in capsys.readouterr().err
     with pytest.raises(SystemExit) as refused:
         run("--parts", "samples", "--pairs", "no-such-task:synonym")
     assert refused.value.code == 2
