@@ -18,6 +18,7 @@ from cast.contrast import Contrast
 from cast.cross_task import centred, without
 from cast.embeddings import state_embeddings
 from cast.extraction import contrast_of, extract_from
+from cast.label_prior import with_label_prior
 from cast.samples import Samples, draw
 from laai.batches import Reuse, to_device
 from laai.errors import UserError
@@ -81,7 +82,7 @@ class Study:
     def steered(
         self, vector: Intervention, target: str, seed: int, task: Task | None = None, places: Places | None = None
     ) -> Row:
-        """Exact match by query of a vector at its chosen place, and without it."""
+        """Exact match by query of a vector at its chosen place, with its label prior where it has one, and without."""
         split, template = self.split(target, seed), Template(self.model.tokenizer, task or self.task(target))
         choice = choose_place(
             self.model,
@@ -90,16 +91,16 @@ class Study:
             split.validation,
             scales=SCALES,
             places=places or self.places(),
-            calibrate=False,
             progress=False,
         )
-        steering = choice.of(vector)
+        steering = with_label_prior(self.model, choice.of(vector), template, split.validation)
         with steering.on(self.model):
             found = _exact(self.measured(template, split.test, target, seed))
         key = (target + template.task.instruction, seed)
         if key not in self._zero:
             self._zero[key] = _exact(self.measured(template, split.test, target, seed))
         place = {"layers": [choice.layers[0], choice.layers[-1]], "scale": choice.scale, "helps": choice.helps}
+        place["label_prior"] = "label_prior" in steering.metadata
         return {"exact": found["exact"], "zero": self._zero[key]["exact"], "gain": choice.gain, "place": place}
 
     def measured(self, template: Template, queries: Sequence[Example], target: str, seed: int) -> list[Measured]:

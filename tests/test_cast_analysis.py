@@ -138,6 +138,18 @@ def test_samples_see_as_many_labels_as_they_say(analysis, tiny, monkeypatch, lab
         study.samples("country-capital", "singular-plural", 0, 400)
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_labels_get_their_prior(analysis, tiny, tmp_path, labelled):
+    """Labels that begin with tokens of their own, in a task's file with choices."""
+    labels, path = ["red", "blue", "stone"], tmp_path / "labelled.jsonl"
+    choices = {"choices": labels} if labelled else {}
+    rows = [{"input": f"number {i}", "output": labels[i % 3]} | choices for i in range(20)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    options = argparse.Namespace(samples=4, shots=2, queries=4, development=6, pool=20, data=None)
+    study = analysis[3].Study(tiny, options)
+    assert study.samples("antonym", str(path), 0, 4)["place"]["label_prior"] == labelled
+
+
 def test_what_cannot_be_analysed(run, capsys):
     with pytest.raises(SystemExit) as refused:
         run("--counts", "1", "4")
