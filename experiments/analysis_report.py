@@ -78,7 +78,8 @@ def samples(rows: list[Row]) -> list[str]:
     counts, whole = sorted({r["labels"] for r in rows}), cells(rows, "exact")
     out = ["## Exact match against the number of source samples", "", over(rows), ""]
     out += ["CAST and cross-task few-shot see as many source labels: samples are each other's demonstrations.", ""]
-    out += [f"| | {' | '.join(map(str, counts))} |", "| --- |" + " ---: |" * len(counts)]
+    head = [f"| | {' | '.join(map(str, counts))} |", "| --- |" + " ---: |" * len(counts)]
+    out += head
     for name, title in (("exact", "CAST"), ("prompted", "cross-task few-shot"), ("zero", "zero-shot")):
         out.append(f"| {title} | {' | '.join(mean(cells(rows, name, labels=n), whole) for n in counts)} |")
     pairs = (("zero", "CAST − zero-shot"), ("prompted", "CAST − cross-task few-shot"))
@@ -88,6 +89,11 @@ def samples(rows: list[Row]) -> list[str]:
     if len(counts) > 1:
         most, least = (cells(rows, "exact", labels=n) for n in (counts[-1], counts[0]))
         out += ["", f"CAST from {counts[-1]} samples − from {counts[0]}: {difference(most, least)}."]
+    out += ["", "By pair, CAST / cross-task few-shot (mean over seeds):", "", *head]
+    for source, target in dict.fromkeys((r["source"], r["target"]) for r in rows):
+        kept = [[r for r in rows if (r["source"], r["target"], r["labels"]) == (source, target, n)] for n in counts]
+        shown = [[f"{np.mean([r[name] for r in own]):.2f}" for name in ("exact", "prompted") if own] for own in kept]
+        out.append(f"| {source} → {target} | {' | '.join(' / '.join(pair) or '-' for pair in shown)} |")
     return out
 
 

@@ -207,6 +207,7 @@ def test_samples_of_other_numbers_of_labels_are_not_reported(analysis, tmp_path)
     text = analysis[1].write_report({"samples": old + new}, {}, tmp_path / "new.json")
     assert "| cross-task few-shot | 0.000 | 0.000 (2 of 5 pairs) |" in text
     assert "| CAST − cross-task few-shot | +0.500 (+0.500 to +0.500; 5 pairs) | +0.500 (2 pairs) |" in text
+    assert all(line in text for line in ("| a → t | 0.50 / 0.00 | 0.50 / 0.00 |", "| e → t | 0.50 / 0.00 | - |"))
 
 
 def test_the_null_of_centred_vectors(analysis):
