@@ -123,13 +123,20 @@ def variants(rows: list[Row]) -> list[str]:
     """Exact match by kind of vector."""
     out, whole = ["## What is added, and how", "", over(rows), ""], cells(rows, "exact")
     out += ["`mean of tasks` is the mean over the vectors of all pairs' sources, this pair's among them; `centred` is"]
-    out += ["the vector less that mean, and so less a share of itself.", ""]
-    out += ["| vector | exact match | − difference | − zero-shot |", "| --- | ---: | ---: | ---: |"]
+    out += ["the vector less that mean, and so less a share of itself. `ridge`, a map from each query's own state, and"]
+    out += ["`no label prior` are at the place of `difference`. Forced choice is over targets with options.", ""]
+    heads = ["vector", "exact match", "− difference", "− zero-shot", "forced choice", "− difference", "− zero-shot"]
+    out += [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * 6]
+    known = [r for r in rows if r.get("choice") is not None]
+    all_known = cells(known, "choice")
     for name in dict.fromkeys(r["variant"] for r in rows):
         exact, plain = (cells(rows, "exact", variant=v) for v in (name, "difference"))
         against = "" if name == "difference" else difference(exact, plain)
         zero = difference(exact, cells(rows, "zero", variant=name))
-        out.append(f"| {name} | {mean(exact, whole)} | {against} | {zero} |")
+        choice, plain = (cells(known, "choice", variant=v) for v in (name, "difference"))
+        shown = "" if name == "difference" else difference(choice, plain)
+        shown = f"{mean(choice, all_known)} | {shown} | {difference(choice, cells(known, 'zero_choice', variant=name))}"
+        out.append(f"| {name} | {mean(exact, whole)} | {against} | {zero} | {shown} |")
     return out
 
 

@@ -7,11 +7,11 @@
 Parts: `vectors` (cosines of tasks' difference vectors by layer, beside nulls; a PCA picture), `samples` (exact match
 against the number of source samples, CAST and cross-task few-shot, which see no other label of the source),
 `strategies` (which samples, at an equal budget), `variants` (few-shot activations alone, norms kept, centred on the
-mean over the sources of all --pairs, of which there must be two or more, one residual layer, all layers), `wording`
-(vectors from one wording of the instruction under another), `profile` (layers and scales), `cost` (prompt tokens, cache
-bytes and time against prompting). Layers, scale and label prior come from --development labelled examples of the
-target, as in `laai transfer`. Every finished row is kept in the JSON file, and a run that was stopped goes on from
-there; the report and its pictures are written beside it.
+mean over the sources of all --pairs, of which there must be two or more, one residual layer, all layers, a ridge map;
+forced choice too where the target has options), `wording` (vectors from one wording of the instruction under another),
+`profile` (layers and scales), `cost` (prompt tokens, cache bytes and time against prompting). Layers, scale and label
+prior come from --development labelled examples of the target, as in `laai transfer`. Every finished row is kept in the
+JSON file, and a run that was stopped goes on from there; the report and its pictures are written beside it.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def main() -> None:
     )
     parser.add_argument("--budgets", type=int, nargs="+", default=[5], help="source samples of `strategies`")
     parser.add_argument("--strategies", nargs="+", default=["cast", "random"], help="of `strategies`")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="of `variants`")
     parser.add_argument("--samples", type=int, default=16, help="source samples of the other parts (default: 16)")
     parser.add_argument("--shots", type=int, default=4, help="demonstrations in few-shot prompts (default: 4)")
     parser.add_argument("--pool", type=int, default=200, help="examples that samples are selected from (default: 200)")
@@ -117,7 +118,7 @@ def keys(part: str, options: argparse.Namespace) -> Iterator[Row]:
             pair | {"seed": s, "variant": v}
             for s in options.seeds
             for pair in pairs
-            for v in VARIANTS
+            for v in options.variants
             if v not in CENTRED or has_centre(pair["target"], options)
         )
     else:

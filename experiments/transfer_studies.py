@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from cast_transfer import find_task, thinned
 
-from cast.choice import choose_place, grid
+from cast.choice import Choice, choose_place, grid
 from cast.contrast import Contrast
 from cast.cross_task import centred, without
 from cast.embeddings import state_embeddings
 from cast.extraction import contrast_of, extract_from
 from cast.label_prior import with_label_prior
+from cast.ridge import RidgeMap, fit_ridge
 from cast.samples import Samples, draw
 from laai.batches import Reuse, to_device
 from laai.errors import UserError
@@ -33,8 +34,13 @@ from laai.tasks import Example, Task
 
 Row = dict[str, Any]
 Places = Sequence[Sequence[int]]
-VARIANTS = ("difference", "all layers", "residual", "few-shot only", "norm kept", "centred", "mean of tasks")
+Steering = Intervention | RidgeMap
+VARIANTS = (
+    *("difference", "all layers", "residual", "few-shot only", "norm kept", "centred", "mean of tasks"),
+    *("no label prior", "ridge"),
+)
 CENTRED = ("centred", "mean of tasks")
+SAME_PLACE = ("difference", "no label prior", "ridge")
 SCALES = (0.5, 1.0, 2.0)
 WORDINGS = ("{}", "Task: {}", "Look at each item and answer. {}", "{} Reply with the answer only, nothing else.", "")
 COST_SHOTS = (0, 1, 2, 5, 10, 20)
@@ -48,7 +54,8 @@ class Study:
         self._tasks: dict[str, Task] = {}
         self._reuse: dict[tuple[str, int], Reuse] = {}
         self._vectors: dict[tuple[str, str, int], Intervention] = {}
-        self._zero: dict[tuple[str, int], Row] = {}
+        self._zero: dict[tuple[str, int, bool], Row] = {}
+        self._choices: dict[tuple[str, str, int] | None, Choice | None] = {}
 
     def task(self, name: str) -> Task:
         """A task with its instruction."""
@@ -83,31 +90,40 @@ class Study:
         self, vector: Intervention, target: str, seed: int, task: Task | None = None, places: Places | None = None
     ) -> Row:
         """Exact match by query of a vector at its chosen place, with its label prior where it has one, and without."""
-        split, template = self.split(target, seed), Template(self.model.tokenizer, task or self.task(target))
-        choice = choose_place(
-            self.model,
-            vector,
-            template,
-            split.validation,
-            scales=SCALES,
-            places=places or self.places(),
-            progress=False,
-        )
-        steering = with_label_prior(self.model, choice.of(vector), template, split.validation)
+        template = Template(self.model.tokenizer, task or self.task(target))
+        choice = self.choice(vector, template, target, seed, places)
+        steering = with_label_prior(self.model, choice.of(vector), template, self.split(target, seed).validation)
+        return self.under(steering, choice, template, target, seed)
+
+    def choice(
+        self, vector: Intervention, template: Template, target: str, seed: int, places: Places | None = None
+    ) -> Choice:
+        """Layers and scale of a vector, chosen on the development examples."""
+        settings: dict[str, Any] = {"scales": SCALES, "places": places or self.places(), "progress": False}
+        return choose_place(self.model, vector, template, self.split(target, seed).validation, **settings)
+
+    def under(
+        self, steering: Steering, choice: Choice, template: Template, target: str, seed: int, choices: bool = False
+    ) -> Row:
+        """Test queries while steered, and without; with `choices`, forced choice too where the target has options."""
+        queries = self.split(target, seed).test
         with steering.on(self.model):
-            found = _exact(self.measured(template, split.test, target, seed))
-        key = (target + template.task.instruction, seed)
+            found = _scored(self.measured(template, queries, target, seed, choices))
+        key = (target + template.task.instruction, seed, choices)
         if key not in self._zero:
-            self._zero[key] = _exact(self.measured(template, split.test, target, seed))
+            self._zero[key] = _scored(self.measured(template, queries, target, seed, choices))
+        zero = {"zero": self._zero[key]["exact"], "zero_choice": self._zero[key]["choice"]}
         place = {"layers": [choice.layers[0], choice.layers[-1]], "scale": choice.scale, "helps": choice.helps}
         place["label_prior"] = "label_prior" in steering.metadata
-        return {"exact": found["exact"], "zero": self._zero[key]["exact"], "gain": choice.gain, "place": place}
+        return found | zero | {"gain": choice.gain, "place": place}
 
-    def measured(self, template: Template, queries: Sequence[Example], target: str, seed: int) -> list[Measured]:
-        """Queries of a target under whatever is attached."""
+    def measured(
+        self, template: Template, queries: Sequence[Example], target: str, seed: int, choices: bool = False
+    ) -> list[Measured]:
+        """Queries of a target under whatever is attached; their options only if `choices`."""
         reuse = self._reuse.setdefault((target, seed), Reuse())
-        bare = [(row, replace(e, choices=None, label=None)) for row, e in enumerate(queries)]  # exact match alone
-        return measure(self.model.llm, template, bare, batch_size=20, reuse=reuse)
+        asked = queries if choices else [replace(e, choices=None, label=None) for e in queries]
+        return measure(self.model.llm, template, list(enumerate(asked)), batch_size=20, reuse=reuse)
 
     def places(self) -> list[tuple[int, ...]]:
         """All layers, and the first two thirds."""
@@ -128,7 +144,7 @@ class Study:
         found = self.steered(self.vector(pool, drawn), target, seed)
         template = replace(Template(self.model.tokenizer, self.task(target)), before=Shown(pool, tuple(chosen)))
         queries = self.split(target, seed).test
-        return found | {"prompted": _exact(self.measured(template, queries, target, seed))["exact"]}
+        return found | {"prompted": _scored(self.measured(template, queries, target, seed))["exact"]}
 
     def strategies(self, source: str, target: str, seed: int, budget: int, strategy: Any) -> Row:
         """Samples by a strategy; their demonstrations come from the samples alone, so that the budget is all."""
@@ -143,10 +159,13 @@ class Study:
         """What the vector is, and how it is added.
 
         `mean of tasks` is what the sources of all --pairs have in common, `centred` the vector less that mean. The
-        source is one of them: with n sources, `centred` is also less 1/n of the source's own vector.
+        source is one of them: with n sources, `centred` is also less 1/n of the source's own vector. `ridge` adds what
+        a ridge map predicts from each query's own state, at the place of `difference`; like `no label prior` it has
+        none.
         """
         pool, o = self.pool(source, target, seed), self.options
         drawn, options = draw(pool.examples, o.samples, o.shots, seed), dict[str, Any]()
+        template, examples = Template(self.model.tokenizer, self.task(target)), self.split(target, seed).validation
         places: Places | None = None
         if variant == "residual":
             options, places = {"site": "residual"}, [(i,) for i in range(len(find_decoder(self.model.llm).layers))]
@@ -161,7 +180,17 @@ class Study:
             others = [self.centre(one, target, seed) for one in sources_of(o.pairs, target)]
             zero = vector.with_vectors({key: torch.zeros_like(v) for key, v in vector.items()})
             vector = centred(vector, others) if variant == "centred" else -1.0 * centred(zero, others)
-        return self.steered(vector, target, seed, places=places)
+        key = (source, target, seed) if variant in SAME_PLACE else None
+        choice = self._choices.get(key) or self.choice(vector, template, target, seed, places)
+        self._choices[key] = choice if key else None
+        steering: Steering = choice.of(vector)
+        if variant == "ridge":
+            own = Template(self.model.tokenizer, pool)
+            contrast = contrast_of(self.model, own, *drawn, site="heads", keep=True, progress=False)
+            steering = choice.scale * fit_ridge(contrast, self.model).select(choice.layers)
+        elif variant != "no label prior":
+            steering = with_label_prior(self.model, choice.of(vector), template, examples)
+        return self.under(steering, choice, template, target, seed, choices=True)
 
     def centre(self, name: str, target: str, seed: int) -> Intervention:
         """The vector of a task, to take a mean over."""
@@ -247,5 +276,8 @@ def sources_of(pairs: Sequence[str], target: str) -> list[str]:
     return [one for one in dict.fromkeys(pair.partition(":")[0] for pair in pairs) if one != target]
 
 
-def _exact(measured: Sequence[Measured]) -> Row:
-    return {"exact": [int(m.exact) for m in sorted(measured, key=lambda m: m.row)]}
+def _scored(measured: Sequence[Measured]) -> Row:
+    """By query; no `choice` where a query was asked without options."""
+    rows = sorted(measured, key=lambda m: m.row)
+    choice = [int(m.choice_sum) for m in rows if m.choice_sum is not None]
+    return {"exact": [int(m.exact) for m in rows], "choice": choice if len(choice) == len(rows) else None}

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from cast.choice import Choice
+from cast.ridge import RidgeMap
 from laai.errors import UserError
 
 SIZES = ["--samples", "4", "--shots", "2", "--queries", "4", "--development", "4", "--pool", "30", "--seeds", "0", "1"]
@@ -39,7 +41,7 @@ def run(analysis, tiny_folder, tmp_path, monkeypatch):
 def test_every_part(analysis, run, tmp_path, monkeypatch, capsys):
     parts = analysis[0].PARTS
     found = run()
-    assert [len(found[part]) for part in parts] == [1, 8, 8, 28, 2, 2, 1]
+    assert [len(found[part]) for part in parts] == [1, 8, 8, 36, 2, 2, 1]
     for part in ("strategies", "samples", "variants"):
         assert all(len(row["exact"]) == len(row["zero"]) == 4 for row in found[part])
     (cost,) = found["cost"]
@@ -63,14 +65,16 @@ def test_every_part(analysis, run, tmp_path, monkeypatch, capsys):
 
 
 def test_every_variant_is_another_vector(analysis, tiny, monkeypatch):
-    studies, seen = analysis[3], {}
+    studies, tried = analysis[3], []
     options = argparse.Namespace(samples=4, shots=2, queries=4, development=4, pool=30, data=None)
     options.pairs = ["antonym:synonym", "word-sentiment:country-region", "country-capital:country-language"]
     study = studies.Study(tiny, options)
-    monkeypatch.setattr(study, "steered", lambda vector, *_, places: (vector, places))
+    here = Choice((0, 1, 2), 1.0, True, 0.1, 0.0, 0.2, None, 4)
+    monkeypatch.setattr(study, "choice", lambda *given: tried.append(given[-1]) or here)
+    monkeypatch.setattr(study, "under", lambda steering, *_, choices: steering)
+    vectors, placed = {}, {}
     for variant in studies.VARIANTS:
-        seen[variant] = study.variants("antonym", "synonym", 0, variant)
-    vectors = {name: vector for name, (vector, _) in seen.items()}
+        vectors[variant], placed[variant] = study.variants("antonym", "synonym", 0, variant), tried[-1]
     plain = vectors["difference"]
     others = [study.centre(source, "synonym", 0) for source in ("antonym", "word-sentiment", "country-capital")]
     for key, vector in plain.items():
@@ -81,7 +85,11 @@ def test_every_variant_is_another_vector(analysis, tiny, monkeypatch):
         assert not torch.allclose(vectors["few-shot only"][key], vector)
     assert vectors["norm kept"].preserve_norm
     assert vectors["residual"].sites == ["residual"]
-    assert seen["all layers"][1] == [(0, 1, 2)]
+    assert placed["all layers"] == [(0, 1, 2)]
+    assert len(tried) == len(studies.VARIANTS) - 2, "three variants share one search"
+    assert isinstance(vectors["ridge"], RidgeMap)
+    for key, one in vectors["ridge"].maps.items():
+        torch.testing.assert_close(one.mean, plain[key].detach(), rtol=1e-4, atol=1e-5)
 
 
 class Kept:
@@ -168,7 +176,7 @@ def test_a_single_source_has_no_centre(analysis, run, capsys):
     variants = [row["variant"] for row in run("--parts", "variants", "--pairs", PAIRS[1], "--seeds", "0")["variants"]]
     assert variants == [v for v in analysis[3].VARIANTS if v not in ("centred", "mean of tasks")]
     assert "left out for antonym:synonym" in capsys.readouterr().out
-    options = argparse.Namespace(seeds=[0], pairs=["a:b", "b:c"])
+    options = argparse.Namespace(seeds=[0], pairs=["a:b", "b:c"], variants=analysis[3].VARIANTS)
     centred = [key["target"] for key in analysis[0].keys("variants", options) if key["variant"] == "centred"]
     assert centred == ["c"], "of b, only the source a is left"
 
@@ -198,6 +206,10 @@ def test_rows_over_fewer_pairs_say_so(analysis):
     assert "| difference | 0.500 |  | +0.250 (+0.250 to +0.250; 5 pairs) |" in text
     assert "| centred | 0.500 (3 of 5 pairs) | +0.000 (3 pairs) | +0.250 (3 pairs) |" in text
     assert "| residual | 0.500 (9 of 10 pairs and seeds) |" in text
+    rows = rows_of("abcde", variant="difference", choice=None)
+    rows += rows_of("abcde", variant="ridge", choice=[1, 1, 1, 0], zero_choice=[1, 1, 0, 0])
+    text = "\n".join(analysis[1].variants(rows))
+    assert "0.750 | - | +0.250 (+0.250 to +0.250; 5 pairs) |" in text, "no options, no forced choice to compare with"
 
 
 def test_samples_of_other_numbers_of_labels_are_not_reported(analysis, tmp_path):
