@@ -5,7 +5,7 @@
 Reads the cells of `cast_transfer.py` and the tasks' cosines that `cast_analysis.py --parts vectors` kept. Prints, and
 writes to --output, Spearman's rank correlation of each predictor with each gain over zero-shot, with 95% bootstrap
 intervals over sources and targets, and what the rule saves that leaves the model alone where no gain is expected; then
-the vector against other methods over all pairs.
+the vector against other methods over all pairs, by target, by source and by the form of answers.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cast_report import CONTROLS, Paired, completed, has, paired, where_the_model_knows
+from cast_report import CONTROLS, completed, has, paired, where_the_model_knows, with_interval
 from crossed_bootstrap import crossed_weights
 from scipy.stats import spearmanr
+from transfer_breakdown import by_form, by_source, by_target
 
 from laai.files import write_atomically
 
@@ -96,7 +97,12 @@ def report(cells: Sequence[dict[str, Row]], cosines: Tables) -> str:
         lost = f"{sum(loss < 0 for loss in known)} of {len(known)}"
         shown = " | ".join("-" if not m.pairs else f"{m.mean:+.3f} ({m.low:+.3f} to {m.high:+.3f})" for m in means)
         out.append(f"| {title} | {len(chosen)} | {shown} | {lost} |")
-    return "\n".join([*out, *against(cells)]) + "\n"
+    saved = [
+        f"{GAINS[measure]} {with_interval(paired(cells, 'cast, if it helps', 'cast', measure))}"
+        for measure in ("exact", "choice")
+    ]
+    out += ["", f"What the rule saves over all pairs, `cast, if it helps` − `cast`: {', '.join(saved)}."]
+    return "\n".join([*out, *against(cells), *by_target(cells), *by_source(cells), *by_form(cells)]) + "\n"
 
 
 def against(cells: Sequence[dict[str, Row]]) -> list[str]:
@@ -107,35 +113,8 @@ def against(cells: Sequence[dict[str, Row]]) -> list[str]:
     for method in ("cast", "cast, if it helps"):
         for other in ("zero-shot", "label prior", "random direction", "cross-task few-shot", "few-shot"):
             found = [paired(cells, method, other, measure) for measure in ("exact", "choice")]
-            shown = [f"{m.mean:+.3f} ({m.low:+.3f} to {m.high:+.3f}; {m.pairs})" if m.pairs else "-" for m in found]
-            out.append(f"| {method} − {other} | {' | '.join(shown)} |")
-    return [*out, "", *where_the_model_knows(cells), *by_target(cells)]
-
-
-def by_target(cells: Sequence[dict[str, Row]]) -> list[str]:
-    """Means over each target's sources: where the vector gains, and where it costs forced choice."""
-    out = ["", "## By target", "", "Means over a target's sources, `cast` against others; forced choice also with the"]
-    out += ["rule that refuses:", ""]
-    heads = (
-        "exact match − zero-shot",
-        "− cross-task few-shot",
-        "forced choice, zero-shot",
-        "− zero-shot",
-        "if it helps",
-    )
-    out += [f"| target | sources | {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) + 1)]
-    for target in sorted({cell["cast"]["target"] for cell in cells}):
-        own = [cell for cell in cells if cell["cast"]["target"] == target]
-        known = [cell for cell in own if has(cell, "zero-shot", "choice")]
-        choice = f"{np.mean([np.mean(c['zero-shot']['choice']) for c in known]):.2f}" if known else "-"
-        shown = [_signed(paired(own, "cast", other, "exact")) for other in ("zero-shot", "cross-task few-shot")]
-        shown += [choice, *(_signed(paired(own, m, "zero-shot", "choice")) for m in ("cast", "cast, if it helps"))]
-        out.append(f"| {target} | {len(own)} | {' | '.join(shown)} |")
-    return out
-
-
-def _signed(found: Paired) -> str:
-    return f"{found.mean:+.3f}" if found.pairs else "-"
+            out.append(f"| {method} − {other} | {' | '.join(map(with_interval, found))} |")
+    return [*out, "", *where_the_model_knows(cells)]
 
 
 def gain(cell: Mapping[str, Row], measure: str) -> float | None:

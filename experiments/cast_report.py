@@ -123,7 +123,7 @@ def report(cells: list[dict[str, Row]], facts: Row) -> str:
     out += [f"| difference | {' | '.join(MEASURES.values())} |", "| --- |" + " ---: |" * len(MEASURES)]
     for method in ("cast", "cast, if it helps"):
         for other in AGAINST:
-            found = " | ".join(_paired(paired(cells, method, other, measure)) for measure in MEASURES)
+            found = " | ".join(with_interval(paired(cells, method, other, measure)) for measure in MEASURES)
             out.append(f"| {method} − {other} | {found} |")
     out += ["", *where_the_model_knows(cells)]
     refused = sum(not cell["cast"]["choice_of_place"]["helps"] for cell in cells)
@@ -131,14 +131,16 @@ def report(cells: list[dict[str, Row]], facts: Row) -> str:
     return "\n".join(out) + "\n"
 
 
+def above_chance(cell: dict[str, Row]) -> bool:
+    """Whether a target's zero-shot forced choice is above chance by its 95% interval; no where chance is unknown."""
+    if not has(cell, "zero-shot", "choice"):
+        return False
+    return bool(cell["zero-shot"]["choice_accuracy_low"] > (cell["cast"].get("chance") or 1))
+
+
 def where_the_model_knows(cells: Sequence[dict[str, Row]]) -> list[str]:
     """Forced choice where there is knowledge to lose: over targets whose zero-shot forced choice is above chance."""
-    known = [
-        cell
-        for cell in cells
-        if has(cell, "zero-shot", "choice")
-        and cell["zero-shot"]["choice_accuracy_low"] > (cell["cast"].get("chance") or 1)
-    ]
+    known = [cell for cell in cells if above_chance(cell)]
     if not known:
         return ["Zero-shot forced choice is above chance, by its 95% interval, on no target."]
     targets = ", ".join(sorted({cell["cast"]["target"] for cell in known}))
@@ -149,7 +151,7 @@ def where_the_model_knows(cells: Sequence[dict[str, Row]]) -> list[str]:
     out += ["on others: regression to the mean pulls the differences down.", ""]
     out += ["| difference | forced choice |", "| --- | ---: |"]
     for method in ("cast", "cast, if it helps", "label prior"):
-        out.append(f"| {method} − zero-shot | {_paired(paired(known, method, 'zero-shot', 'choice'))} |")
+        out.append(f"| {method} − zero-shot | {with_interval(paired(known, method, 'zero-shot', 'choice'))} |")
     return out
 
 
@@ -216,7 +218,8 @@ def draw(cells: list[dict[str, Row]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _paired(found: Paired) -> str:
+def with_interval(found: Paired) -> str:
+    """A difference as the reports show it."""
     if not found.pairs:
         return "-"
     return f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f}; {found.pairs})"

@@ -71,8 +71,13 @@ def test_known_predictors(prediction, files, monkeypatch, capsys):
     assert text[options:].startswith("| cast − cross-task few-shot | +0.700 (")
     assert lines["cast − label prior"].startswith("| cast − label prior | +0.375 ("), "0.25 and 0.5 against 0"
     assert all(found.endswith("; 2)") for found in lines["cast − label prior"].split(" | ")[1:2]), "two pairs have one"
-    assert lines["a"].startswith("| a | 1 | +0.000 | +0.250 | 1.00 | -1.000 | +0.000"), "the one that loses is refused"
-    assert lines["e"].startswith("| e | 1 | +0.750 | +1.000 | 1.00 | +0.000 | +0.000")
+    saved = "What the rule saves over all pairs, `cast, if it helps` − `cast`: exact match +0.000 ("
+    assert saved in text, "the refused one matches as often as zero-shot"
+    assert "forced choice +0.200 (+0.000 to " in text, "1 of one pair in five"
+    assert lines["a"].startswith("| a | 1 | +0.000 | +0.250 | 0.50 | 1.00 | -1.000 | +0.000"), "what loses is refused"
+    assert lines["e"].startswith("| e | 1 | +0.750 | +1.000 | 0.50 | 1.00 | +0.000 | +0.000")
+    assert lines["s"].startswith("| s | 5 | 5 | - | - | +0.450 | +0.700 | -0.200 | a -1.00 |")
+    assert "the form of a task is not listed: 5." in text
     assert "(a, b, c, d, e; 5 pairs)" in text, "zero-shot is above chance on all of them"
     assert all(told in text for told in ("gain on development examples is that of the bare vector", "is one draw at"))
     monkeypatch.setattr(sys, "argv", ["cast_prediction.py", "--matrix", str(files / "none.json")])
