@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from cast.contrast_loop import check_precision
 from laai.errors import UserError
 from laai.files import check_name
+from laai.tasks import Task, builtin_tasks, load_task
 
 
 def check_output(name: str, option: str = "--output") -> Path:
@@ -42,8 +44,23 @@ def check_output(name: str, option: str = "--output") -> Path:
     return path
 
 
+def load_with(columns: Mapping[str, str], names: Sequence[str]) -> Callable[[str], Task]:
+    """A function that reads tasks by name: those that are not built in, by their columns.
+
+    Args:
+        columns: as `load_task` takes them.
+        names: of the tasks to be read.
+
+    Raises:
+        UserError: columns, and no task that takes them.
+    """
+    if columns and all(name in builtin_tasks() for name in names):
+        raise UserError("expected --columns with a file, folder or hf:NAME, found built-in tasks alone: leave it out")
+    return lambda name: load_task(name, columns=None if name in builtin_tasks() else columns)
+
+
 def trainer_of(devices: str, precision: str) -> pl.Trainer:
-    """A quiet trainer for an extraction.
+    """A quiet trainer for extractions and tests.
 
     Args:
         devices: a number, or auto.

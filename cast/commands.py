@@ -28,11 +28,18 @@ def add_extract(commands: Parsers) -> None:
     parser.add_argument("--positions", choices=POSITIONS, default="last_prompt", help="where it will be added")
     parser.add_argument("--kind", choices=KINDS, default="difference", help="few_shot: without subtracting (ablation)")
     parser.add_argument("--preserve_norm", action="store_true", help="steering will leave each activation's norm")
-    parser.add_argument("--devices", default="1", help="devices that share the samples: a number, or auto (default: 1)")
-    parser.add_argument("--precision", default="32-true", help="Lightning's precision (default: 32-true)")
+    add_trainer_options(parser, "samples")
     add_selection_options(parser)
     add_columns(parser)
     add_model_options(parser)
+
+
+def add_trainer_options(parser: Any, shared: str) -> None:
+    """Options of `trainer_of`. `shared`: what the devices share, in a word."""
+    parser.add_argument(
+        "--devices", default="1", help=f"devices that share the {shared}: a number, or auto (default: 1)"
+    )
+    parser.add_argument("--precision", default="32-true", help="Lightning's precision (default: 32-true)")
 
 
 def add_selection_options(parser: Any) -> None:
@@ -86,7 +93,8 @@ def add_transfer(commands: Parsers) -> None:
         commands, "transfer", _transfer, "steer a task by vectors of other tasks, and measure it beside baselines",
         "  laai transfer --source antonym --target synonym\n"
         "  laai transfer --source big.jsonl --target small.jsonl --select cast --samples 10 --output v.safetensors\n"
-        "  laai transfer --source en.jsonl=2 de.jsonl=1 --target fr.jsonl --development 0 --json fr.json\n\n"
+        "  laai transfer --source en.jsonl=2 de.jsonl=1 --target fr.jsonl --development 0 --json fr.json\n"
+        "  laai transfer --source hf:ORG/NAME --columns input=sentence --target my.csv --target_columns input=text\n\n"
         "Layers and scale are chosen on --development labelled examples of the target, or, with 0, on examples of the\n"
         "source. A vector that is not expected to help is neither applied nor written; --always does both.",
     )  # fmt: skip
@@ -108,12 +116,15 @@ def add_transfer(commands: Parsers) -> None:
     )
     parser.add_argument("--output", help="write the chosen vector to this file")
     parser.add_argument("--json", help="write the choice and the rows to this file")
+    add_trainer_options(parser, "samples and test queries")
     add_selection_options(parser)
+    add_columns(parser, of="one set for all tasks that are not built in: ")
+    add_columns(parser, "target_columns", "of the target, instead of --columns: ")
     add_model_options(parser)
 
 
 def _transfer(options: Any) -> None:
-    from cast.command_checks import check_output
+    from cast.command_checks import check_output, load_with, trainer_of
     from cast.cross_task import transfer, weighted
     from laai.errors import UserError
     from laai.files import write_json
@@ -122,20 +133,30 @@ def _transfer(options: Any) -> None:
     from laai.report import print_table
     from laai.tasks import load_task
 
+    ignore_chatter()
     if options.test < 1:
         raise UserError(f"expected --test as at least 1, found {options.test}: the vector is measured on these queries")
     output = check_output(options.output) if options.output else None
     table = check_output(options.json, "--json") if options.json else None
-    sources, target = dict(weighted(sources_of(options.source))), load_task(options.target)
-    centre = [task for task, _ in weighted(options.centre)] if options.centre else []
+    trainer = trainer_of(options.devices, options.precision)
+    columns, own = columns_of(options), columns_of(options, "target_columns")
+    named = sources_of(options.source)
+    load = load_with(columns, [*named, *options.centre, *([] if own else [options.target])])
+    sources = dict(weighted(named, load))
+    target = load_task(options.target, columns=own) if own else load(options.target)
+    centre = [task for task, _ in weighted(options.centre, load)] if options.centre else []
     model = load_model(options.base_model, dtype=options.dtype)
-    ignore_chatter()
     found = transfer(
         model, sources, target, development=options.development, test=options.test, refuse=not options.always,
-        site=options.site, centre=centre, calibrate=not options.no_label_prior, **selection(options),
+        site=options.site, centre=centre, calibrate=not options.no_label_prior, trainer=trainer,
+        **selection(options),
     )  # fmt: skip
+    if not trainer.is_global_zero:
+        return
     print_table(found.scores, f"{' + '.join(options.source)} -> {options.target}: {options.samples} source samples")
     sys.stdout.write(said_of(found.choice, found.chosen_on) + "\n")
+    if found.shown:
+        sys.stdout.write(f"cross-task few-shot: {len(found.shown.examples)} examples of {found.shown.task.name}\n")
     if prior := found.vector.metadata.get("label_prior"):
         sys.stdout.write(f"label prior: {', '.join(f'{label} {shift:+.2f}' for label, shift in prior.items())} nats\n")
     if found.refused and (line := refusal(found.choice, output is not None)):

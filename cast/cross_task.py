@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,16 +17,20 @@ from cast.label_prior import label_prior, with_label_prior
 from laai.compare import Evaluation, Method, compare
 from laai.data import FewShotDataModule
 from laai.errors import UserError
+from laai.evaluate import answer_limit
 from laai.intervention import Intervention
 from laai.models import LanguageModel
 from laai.prompts import Shown, Template
 from laai.provenance import seen_digests
 from laai.scores import Scores
-from laai.tasks import Task, load_task
+from laai.tasks import Example, Task, load_task
 from laai.words import Style
 
 SOURCE_DEVELOPMENT = 20
 """Source examples that layers and scale are chosen on where there are none of the target."""
+
+LONGEST_PROMPT = 2048
+"""Tokens of a cross-task few-shot prompt at most, where the model could read more: longer ones take too long."""
 
 BASELINES = ("zero-shot", "cross-task few-shot", "few-shot", "label prior", "random direction", "random samples")
 
@@ -44,6 +50,7 @@ class Transfer:
         refused: the vector was not expected to help, so the row `cast` is the model without it.
         scores: one row for each method.
         evaluations: what each method answered, in the order of `scores`.
+        shown: what the baseline `cross-task few-shot` shows; None where it was not measured.
     """
 
     vector: Intervention
@@ -52,11 +59,14 @@ class Transfer:
     refused: bool
     scores: list[Scores]
     evaluations: list[Evaluation]
+    shown: Shown | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         facts = {"chosen_on": self.chosen_on, "refused": self.refused, "choice": asdict(self.choice)}
         facts["label_prior"] = self.vector.metadata.get("label_prior")
+        shown = self.shown and {"source": self.shown.task.name, "examples": len(self.shown.examples)}
+        facts["cross_task_few_shot"] = shown
         return facts | {"rows": [row.as_json() for row in self.scores]}
 
 
@@ -67,6 +77,7 @@ def transfer(
     *,
     development: int = 20,
     test: int | None = 100,
+    samples: int = 50,
     shots: int = 5,
     scales: Sequence[float] = SCALES,
     refuse: bool = True,
@@ -89,7 +100,9 @@ def transfer(
             of the source that were no samples (`SOURCE_DEVELOPMENT` of the first, if there are several). No vector is
             expected to help on fewer than `cast.choice.FEWEST`.
         test: target queries at most, at least 1; None for all.
-        shots: demonstrations in few-shot prompts: those of the extraction, and those of both prompting baselines.
+        samples: samples of each source, and the examples that the baseline `cross-task few-shot` shows of the source
+            with the largest weight (the first of several), as far as they fit: see `fitting`.
+        shots: demonstrations in few-shot prompts: those of the extraction, and those of the baseline `few-shot`.
         scales: strengths to choose from.
         refuse: leave the model as it is where the vector is not expected to help (`Choice.helps`).
         calibrate: add the `label_prior` that makes labels equally likely over the development examples, to the vector
@@ -98,13 +111,14 @@ def transfer(
         baselines: which of `BASELINES` to measure beside it.
         style: prompt style.
         seed: draws everything.
-        trainer: a Lightning trainer for the tests; default: one device.
+        trainer: a Lightning trainer for extraction and tests, whose devices share them; all else runs in each of its
+            processes, where the model is. Default: tests on one device, extraction where the model is.
         progress: show progress bars.
-        options: further arguments of `cast.extract`: samples, strategy, site, kind, shared_shots, …
+        options: further arguments of `cast.extract`: strategy, site, kind, shared_shots, …
 
     Raises:
-        UserError: a task cannot be read, is too small or is given twice, no test query, an unknown baseline, or a model
-            that overflows on all examples that the choice is made on.
+        UserError: a task cannot be read, is too small or is given twice, no test query, an unknown baseline, a model
+            that overflows on all examples that the choice is made on, or a trainer whose precision would convert it.
     """
     if test is not None and test < 1:
         raise UserError(f"expected at least 1 test query, found {test}: what a transfer gives is measured on them")
@@ -121,11 +135,14 @@ def transfer(
         template = Template(model.tokenizer, first, style)
         seen |= {example.input for example in examples}
         weights = distinct([(without(task, seen), weight) for task, weight in weights.items()])
-    options |= {"shots": shots, "style": style, "seed": seed, "progress": progress}
+    progress = progress and (trainer is None or trainer.is_global_zero)
+    options |= {"samples": samples, "shots": shots, "style": style, "seed": seed, "progress": progress}
+    options["trainer"] = trainer
 
     def chosen(vector: Intervention) -> Choice:
         prior = calibrate and development > 0
-        return choose_place(model, vector, template, examples, calibrate=prior, scales=scales, progress=progress)
+        found = choose_place(model, vector, template, examples, calibrate=prior, scales=scales, progress=progress)
+        return found if trainer is None else trainer.strategy.broadcast(found)  # all processes test the same
 
     middle = [extract(model, without(one, seen), **options) for one, _ in weighted(centre)] if centre else []
 
@@ -154,20 +171,25 @@ def transfer(
         methods.append(Method("random samples", finished(chosen(other).of(other))))
     if "few-shot" in baselines:
         methods.insert(0, Method("few-shot", demonstrations=data.splits.train))
+    shown = None
     if "cross-task few-shot" in baselines:
-        methods.insert(0, Method("cross-task few-shot", before=demonstrations_of(next(iter(weights)), shots, seed)))
+        heaviest = max(weights, key=lambda task: weights[task])
+        offered = demonstrations_of(heaviest, min(samples, len(heaviest.examples)), seed)
+        shown = fitting(model, data.template(model.tokenizer), offered, data.splits.test)
+    if shown is not None:
+        methods.insert(0, Method("cross-task few-shot", before=shown))
     if "zero-shot" in baselines:
         methods.insert(0, Method("zero-shot"))
-    trainer = trainer or pl.Trainer(
+    tester = trainer or pl.Trainer(
         devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
     )
-    evaluations = compare(trainer, model, data, methods)
+    evaluations = compare(tester, model, data, methods)
     scores = [e.scores for e in evaluations if e.scores is not None]
-    return Transfer(steering, choice, "target" if development else "source", refused, scores, evaluations)
+    return Transfer(steering, choice, "target" if development else "source", refused, scores, evaluations, shown)
 
 
-def weighted(source: Sources) -> list[tuple[Task, float]]:
-    """Source tasks with their weights, which sum to one.
+def weighted(source: Sources, load: Callable[[str], Task] = load_task) -> list[tuple[Task, float]]:
+    """Source tasks with their weights, which sum to one; `load` reads those that are given by name.
 
     Raises:
         UserError: no source, one that is given twice, or weights that are not positive and finite.
@@ -181,7 +203,7 @@ def weighted(source: Sources) -> list[tuple[Task, float]]:
         named = ", ".join(f"{one.name if isinstance(one, Task) else one}={weight:g}" for one, weight in pairs)
         raise UserError(f"expected at least one source task, each with a weight above 0, found {named or 'none'}")
     total = sum(weight for _, weight in pairs)
-    found = [(one if isinstance(one, Task) else load_task(one), weight / total) for one, weight in pairs]
+    found = [(one if isinstance(one, Task) else load(one), weight / total) for one, weight in pairs]
     return list(distinct(found).items())
 
 
@@ -236,6 +258,37 @@ def of_equal_norm(model: LanguageModel, vector: Intervention, seed: int) -> Inte
 def demonstrations_of(task: Task, shots: int, seed: int) -> Shown:
     """Some examples of a task, drawn by the seed, to be shown before another task's queries."""
     return Shown(task, task.split(shots, test=0, seed=seed).train)
+
+
+def fitting(model: LanguageModel, template: Template, shown: Shown, queries: Sequence[Example]) -> Shown | None:
+    """The first of some demonstrations, as many as the longest query leaves room for; None where not one fits.
+
+    Args:
+        model: whose context holds prompt and answer.
+        template: writes the queries.
+        shown: of another task, to stand before the queries; a prompt takes `LONGEST_PROMPT` tokens at most.
+        queries: at least one.
+
+    Raises:
+        UserError: an answer has a line break, which ends it in a plain prompt.
+    """
+    longest = max(queries, key=lambda e: len(template.encode(e.input).prompt)).input
+    context = getattr(model.llm.config.get_text_config(decoder=True), "max_position_embeddings", None) or math.inf
+    options = [replace(e, output=option) for e in queries for option in e.choices or ()]
+    room = min(LONGEST_PROMPT, context - answer_limit(template, [*queries, *options]))
+
+    def tokens(count: int) -> int:
+        before = Shown(shown.task, shown.examples[:count])
+        return len(replace(template, before=before).encode(longest).prompt)
+
+    most = len(shown.examples)
+    if count := bisect_right(range(1, most + 1), room, key=tokens):
+        return Shown(shown.task, shown.examples[:count])
+    warnings.warn(
+        f"cross-task few-shot is left out: a query behind one example of {shown.task.name} is over {room:g} tokens",
+        stacklevel=3,
+    )
+    return None
 
 
 def without(task: Task, inputs: set[str]) -> Task:

@@ -74,22 +74,28 @@ def add_model_options(parser: Any, default: str | None = "default") -> None:
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or auto (default: float32)")
 
 
-def add_columns(parser: Any) -> None:
-    """How a file or hub data set names what we call input, output, choices, label, split and test_split."""
+def add_columns(parser: Any, option: str = "columns", of: str = "") -> None:
+    """How a file or hub data set names what we call input, output, choices, label, split and test_split.
+
+    Args:
+        parser: gets the option.
+        option: its name.
+        of: for the help, which data it is about.
+    """
     parser.add_argument(
-        "--columns",
+        f"--{option}",
         nargs="+",
         default=[],
         metavar="FIELD=COLUMN",
-        help="say, input=text output=answer split=validation",
+        help=f"{of}say, input=text output=answer split=validation",
     )
 
 
-def columns_of(options: Any) -> dict[str, str]:
-    """Those, as `load_task` takes them."""
-    pairs = [pair.partition("=") for pair in options.columns]
+def columns_of(options: Any, option: str = "columns") -> dict[str, str]:
+    """Those of an option, as `load_task` takes them."""
+    pairs = [pair.partition("=") for pair in getattr(options, option)]
     if bad := next(("".join(pair) for pair in pairs if not all(pair)), None):
-        raise UserError(f"expected --columns as FIELD=COLUMN, such as input=text, found {bad!r}")
+        raise UserError(f"expected --{option} as FIELD=COLUMN, such as input=text, found {bad!r}")
     return {field: column for field, _, column in pairs}
 
 

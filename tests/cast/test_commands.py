@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
+import datasets
 import pytest
+import torch
 
 from cast import cross_task
 from cast.choice import Choice
@@ -84,6 +90,12 @@ def test_slips_in_extract_are_told_before_the_model_loads(capsys, no_model, extr
         (["--source", "file.jsonl", "./file.jsonl"], "expected each task once, found 'file' twice"),
         (["--centre", "antonym", "antonym"], "expected each task once"),
         (["--source", "antonym=inf"], "each with a weight above 0, found antonym=inf"),
+        (["--devices", "0"], "--devices as a number from 1 on, or auto, found '0'"),
+        (["--precision", "bf16-true"], "found bf16-true, which would convert it for good"),
+        (["--columns", "input"], "expected --columns as FIELD=COLUMN, such as input=text, found 'input'"),
+        (["--target_columns", "input="], "expected --target_columns as FIELD=COLUMN"),
+        (["--columns", "input=q", "--target", "synonym"], "found built-in tasks alone"),
+        (["--target_columns", "input=q", "--target", "synonym"], "built in and takes no columns"),
     ],
 )
 def test_slips_in_transfer_are_told_before_the_model_loads(
@@ -127,6 +139,49 @@ def test_a_refused_vector_is_not_written(capsys, a_transfer, tmp_path, monkeypat
     assert json.loads((tmp_path / "v.json").read_text())["refused"] is not always
     if always:
         assert Intervention.load("v.safetensors").metadata["refused"] is False
+
+
+def test_columns_of_other_names(capsys, a_transfer, word_task, word_file, tmp_path):
+    """Built-in tasks among the sources take none; the target may have its own."""
+    rows = {"word": [e.input for e in word_task.examples], "colour": [e.output for e in word_task.examples]}
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
+    capsys.readouterr()
+    hub, columns = f"hf:{tmp_path}/saved", ["--columns", "input=word", "output=colour"]
+    main([*a_transfer, "--source", "antonym", f"{hub}=2", "--target", hub, "--centre", hub, *columns])
+    out = capsys.readouterr().out
+    assert f"cross-task few-shot: 4 examples of {hub[4:].replace('/', '-')}\n" in out
+    own = ["--target_columns", "input=input", "output=output", "--json", "v.json"]
+    main([*a_transfer, "--source", hub, *columns, *own])
+    assert json.loads((tmp_path / "v.json").read_text())["target"] == str(word_file)
+
+
+def test_two_processes_transfer_what_one_does(a_transfer, tmp_path):
+    """Two sources, so that the processes meet several times; five queries, which they cannot share evenly."""
+    found, vectors = [], []
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
+    environment["LAAI_CACHE"] = str(tmp_path / "cache")
+    for devices in ("1", "2"):
+        command = [*a_transfer, "--source", "antonym", "synonym", "--select", "k_center", "--devices", devices]
+        command += ["--always", "--output", f"{devices}.safetensors", "--json", f"{devices}.json"]
+        done = subprocess.run(
+            [sys.executable, "-m", "laai", *command], cwd=tmp_path, env=environment, capture_output=True, text=True,
+            timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("cross-task few-shot: 4 examples of antonym") == 1
+        found.append(json.loads((tmp_path / f"{devices}.json").read_text()))
+        vectors.append(Intervention.load(tmp_path / f"{devices}.safetensors"))
+    one, two = found
+    assert [two["choice"][name] for name in ("layers", "scale")] == [
+        one["choice"][name] for name in ("layers", "scale")
+    ]
+    assert [row["method"] for row in two["rows"]] == [row["method"] for row in one["rows"]]
+    for before, after in zip(one["rows"], two["rows"], strict=True):
+        for name in ("n", "exact_match", "choice_accuracy", "nll", "prompt_tokens"):
+            assert after[name] == pytest.approx(before[name], abs=1e-4)
+    for key, vector in vectors[0].items():
+        torch.testing.assert_close(vectors[1][key], vector, rtol=0, atol=1e-4)
 
 
 def test_what_a_refusal_says():

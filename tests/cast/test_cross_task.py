@@ -14,6 +14,7 @@ from cast.extraction import extract
 from laai.data import FewShotDataModule
 from laai.errors import UserError
 from laai.intervention import Intervention
+from laai.prompts import Template
 from laai.provenance import unseen
 from laai.tasks import Example, Task
 
@@ -57,6 +58,42 @@ def test_all_methods_are_measured_on_the_same_queries(tiny, word_task, other_tas
     )
     plain = transfer(tiny, other_task, unlabelled, baselines=["label prior"], **SMALL)
     assert [row.method for row in plain.scores] == ["cast"]
+
+
+def test_prompting_shows_as_many_source_examples_as_the_vector_has_samples(tiny, word_task, other_task, monkeypatch):
+    """Of the heaviest source; those that fit, the first ones of the draw."""
+    small = SMALL | {"baselines": ["cross-task few-shot"], "samples": 9}
+
+    def shown(sources, **options):
+        found = transfer(tiny, sources, word_task, **(small | options))
+        return found, found.shown
+
+    found, all_nine = shown({"antonym": 1.0, other_task: 2.0})
+    assert (all_nine.task.name, len(all_nine.examples)) == ("kinds", 9)
+    assert found.evaluations[0].template.before == all_nine
+    assert found.as_json()["cross_task_few_shot"] == {"source": "kinds", "examples": 9}
+    few = dataclasses.replace(other_task, examples=other_task.examples[:12])
+    assert len(shown(few, samples=999)[1].examples) == 12, "no more than there are"
+    queries = found.evaluations[0]._data.splits.test
+    longest = max(len(found.evaluations[0].template.encode(e.input).prompt) for e in queries)
+    for limit, count in ((longest, 9), (longest - 1, 8)):
+        monkeypatch.setattr(module, "LONGEST_PROMPT", limit)
+        assert shown(other_task)[1].examples == all_nine.examples[:count]
+    answer = max(
+        len(found.evaluations[0].template.encode(e.input, answer=o).answer) for e in queries for o in e.choices
+    )
+    monkeypatch.setattr(module, "LONGEST_PROMPT", 2048)
+    for context, count in ((longest + answer, 9), (longest + answer - 1, 8)):
+        monkeypatch.setattr(tiny.llm.config, "max_position_embeddings", context)
+        kept = module.fitting(tiny, Template(tiny.tokenizer, word_task), all_nine, queries)
+        assert kept.examples == all_nine.examples[:count]
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "LONGEST_PROMPT", 20)
+    with pytest.warns(UserWarning, match="a query behind one example of kinds is over 20 tokens"):
+        found, none = shown(other_task)
+    assert none is None
+    assert [row.method for row in found.scores] == ["cast"]
+    assert found.as_json()["cross_task_few_shot"] is None
 
 
 def test_what_is_tested_is_no_source(tiny, word_task, monkeypatch):
