@@ -146,7 +146,7 @@ settings_values = st.one_of(
 )  # fmt: skip
 
 
-@settings(FUZZ, max_examples=40, phases=[Phase.generate])  # to shrink a failure would take minutes
+@settings(FUZZ, max_examples=25, phases=[Phase.generate])  # to shrink a failure would take minutes
 @given(option=st.sampled_from(OPTIONS), value=settings_values)
 def test_any_setting(tiny_folder, word_file, tmp_path_factory, option, value, fault):
     """One setting is anything: a run of a step, or exit code 2 and one line, and no traceback."""

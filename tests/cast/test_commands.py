@@ -155,24 +155,25 @@ def test_columns_of_other_names(capsys, a_transfer, word_task, word_file, tmp_pa
     assert json.loads((tmp_path / "v.json").read_text())["target"] == str(word_file)
 
 
-def test_two_processes_transfer_what_one_does(a_transfer, tmp_path):
+def test_two_processes_transfer_what_one_does(a_transfer, tmp_path, capsys):
     """Two sources, so that the processes meet several times; five queries, which they cannot share evenly."""
-    found, vectors = [], []
     root = Path(__file__).parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
     environment["LAAI_CACHE"] = str(tmp_path / "cache")
-    for devices in ("1", "2"):
-        command = [*a_transfer, "--source", "antonym", "synonym", "--select", "k_center", "--devices", devices]
-        command += ["--always", "--output", f"{devices}.safetensors", "--json", f"{devices}.json"]
-        done = subprocess.run(
-            [sys.executable, "-m", "laai", *command], cwd=tmp_path, env=environment, capture_output=True, text=True,
-            timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("cross-task few-shot: 4 examples of antonym") == 1
-        found.append(json.loads((tmp_path / f"{devices}.json").read_text()))
-        vectors.append(Intervention.load(tmp_path / f"{devices}.safetensors"))
-    one, two = found
+    command = [*a_transfer, "--source", "antonym", "synonym", "--select", "k_center", "--always", "--devices"]
+    written = [
+        [str(n), "--output", str(tmp_path / f"{n}.safetensors"), "--json", str(tmp_path / f"{n}.json")] for n in (1, 2)
+    ]
+    main([*command, *written[0]])
+    done = subprocess.run(
+        [sys.executable, "-m", "laai", *command, *written[1]],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for said in (capsys.readouterr().out, done.stdout):
+        assert said.count("cross-task few-shot: 4 examples of antonym") == 1
+    one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (1, 2))
+    vectors = [Intervention.load(tmp_path / f"{n}.safetensors") for n in (1, 2)]
     assert [two["choice"][name] for name in ("layers", "scale")] == [
         one["choice"][name] for name in ("layers", "scale")
     ]

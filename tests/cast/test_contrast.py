@@ -15,6 +15,7 @@ from cast.contrast import Contrast
 from cast.contrast_loop import discard
 from cast.extraction import contrast_of, extract, extract_from
 from cast.samples import draw
+from laai.cli import main
 from laai.errors import UserError
 from laai.intervention import Intervention
 from laai.prompts import Template
@@ -163,22 +164,20 @@ def test_parts_of_several_devices(tiny, word_task, drawn, tmp_path):
 
 
 @pytest.mark.parametrize("samples", ["11", "1"])
-def test_two_processes_extract_what_one_does(tiny_folder, word_file, tmp_path, samples):
+def test_two_processes_extract_what_one_does(tiny_folder, word_file, tmp_path, capsys, samples):
     """Eleven samples, which two devices cannot share evenly; one, which leaves a device with nothing."""
-    vectors = []
-    for devices in ("1", "2"):
-        path = tmp_path / f"{devices}.safetensors"
-        command = ["extract", "--source", str(word_file), "--base_model", str(tiny_folder), "--samples", samples]
-        command += ["--site", "both", "--devices", devices, "--output", str(path)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-        done = subprocess.run(
-            [sys.executable, "-m", "laai", *command], cwd=tmp_path, env=environment, capture_output=True, text=True,
-            timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("vectors at heads and residual") == 1
-        vectors.append(Intervention.load(path))
-    one, two = vectors
+    command = ["extract", "--source", str(word_file), "--base_model", str(tiny_folder), "--samples", samples]
+    command += ["--site", "both", "--output"]
+    main([*command, str(tmp_path / "1.safetensors")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "laai", *command, str(tmp_path / "2.safetensors"), "--devices", "2"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for said in (capsys.readouterr().out, done.stdout):
+        assert said.count("vectors at heads and residual") == 1
+    one, two = (Intervention.load(tmp_path / f"{devices}.safetensors") for devices in (1, 2))
     for key, vector in one.items():
         torch.testing.assert_close(two[key], vector, rtol=0, atol=1e-5)
     assert not list(tmp_path.glob("*.partial*"))
