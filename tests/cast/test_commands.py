@@ -170,6 +170,7 @@ def test_two_processes_transfer_what_one_does(a_transfer, tmp_path, capsys):
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "predict returned" not in done.stderr
     for said in (capsys.readouterr().out, done.stdout):
         assert said.count("cross-task few-shot: 4 examples of antonym") == 1
     one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (1, 2))

@@ -175,6 +175,7 @@ def test_two_processes_extract_what_one_does(tiny_folder, word_file, tmp_path, c
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
     for said in (capsys.readouterr().out, done.stdout):
         assert said.count("vectors at heads and residual") == 1
     one, two = (Intervention.load(tmp_path / f"{devices}.safetensors") for devices in (1, 2))
