@@ -19,6 +19,7 @@ from laai.data import FewShotDataModule
 from laai.errors import UserError
 from laai.evaluate import answer_limit
 from laai.intervention import Intervention
+from laai.layers import text_config
 from laai.models import LanguageModel
 from laai.prompts import Shown, Template
 from laai.provenance import seen_digests
@@ -273,7 +274,7 @@ def fitting(model: LanguageModel, template: Template, shown: Shown, queries: Seq
         UserError: an answer has a line break, which ends it in a plain prompt.
     """
     longest = max(queries, key=lambda e: len(template.encode(e.input).prompt)).input
-    context = getattr(model.llm.config.get_text_config(decoder=True), "max_position_embeddings", None) or math.inf
+    context = getattr(text_config(model.llm), "max_position_embeddings", None) or math.inf
     options = [replace(e, output=option) for e in queries for option in e.choices or ()]
     room = min(LONGEST_PROMPT, context - answer_limit(template, [*queries, *options]))
 

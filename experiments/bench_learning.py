@@ -44,7 +44,7 @@ def our_step(
 
     def step() -> float:
         loss = mean_nll(steered(batch).nll, batch.labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
         return float(loss.detach())

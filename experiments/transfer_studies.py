@@ -55,7 +55,7 @@ class Study:
         self._reuse: dict[tuple[str, int], Reuse] = {}
         self._vectors: dict[tuple[str, str, int], Intervention] = {}
         self._zero: dict[tuple[str, int, bool], Row] = {}
-        self._choices: dict[tuple[str, str, int] | None, Choice | None] = {}
+        self._choices: dict[tuple[str, str, int, str], Choice] = {}
 
     def task(self, name: str) -> Task:
         """A task with its instruction."""
@@ -175,14 +175,15 @@ class Study:
             options = {"preserve_norm": True}
         if variant == "all layers":
             places = self.places()[:1]
-        vector = self.vector(pool, drawn, **options)
+        vector = self.vector(pool, drawn, **options) if options else self.centre(source, target, seed)
         if variant in CENTRED:
             others = [self.centre(one, target, seed) for one in sources_of(o.pairs, target)]
             zero = vector.with_vectors({key: torch.zeros_like(v) for key, v in vector.items()})
             vector = centred(vector, others) if variant == "centred" else -1.0 * centred(zero, others)
-        key = (source, target, seed) if variant in SAME_PLACE else None
-        choice = self._choices.get(key) or self.choice(vector, template, target, seed, places)
-        self._choices[key] = choice if key else None
+        key = (source, target, seed, "difference" if variant in SAME_PLACE else variant)
+        if key not in self._choices:
+            self._choices[key] = self.choice(vector, template, target, seed, places)
+        choice = self._choices[key]
         steering: Steering = choice.of(vector)
         if variant == "ridge":
             own = Template(self.model.tokenizer, pool)
@@ -193,7 +194,7 @@ class Study:
         return self.under(steering, choice, template, target, seed, choices=True)
 
     def centre(self, name: str, target: str, seed: int) -> Intervention:
-        """The vector of a task, to take a mean over."""
+        """The vector of a source: `difference`, and what means are taken over."""
         key = (name, target, seed)
         if key not in self._vectors:
             pool = self.pool(name, target, seed)

@@ -159,8 +159,9 @@ def _continue(llm: nn.Module, template: Template, started: Started, max_new_toke
 def _greedy(llm: nn.Module) -> Iterator[None]:
     """Without the generation defaults that came with the model: a repetition penalty would punish right answers."""
     model: Any = llm
+    untyped: Any = GenerationConfig
     own = model.generation_config
-    model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id, do_sample=False, num_beams=1)  # type: ignore[no-untyped-call]
+    model.generation_config = untyped(eos_token_id=own.eos_token_id, do_sample=False, num_beams=1)
     try:
         yield
     finally:

@@ -79,7 +79,8 @@ class Attachment:
         self._handles = [decoder.module.register_forward_pre_hook(self._locate, prepend=True, with_kwargs=True)]
         self._handles += [self._hook(decoder, site, index, edit) for (site, index), edit in edits.items()]
         self._generate_before = self._model.__dict__.get("generate")
-        self._generate = self._model.__dict__["generate"] = self._wrap(self._model.generate)  # type: ignore[arg-type]
+        generate: Any = self._model.generate
+        self._generate = self._model.__dict__["generate"] = self._wrap(generate)
 
     def detach(self) -> None:
         """Remove these hooks and no others; the model is bitwise as before."""

@@ -127,7 +127,7 @@ class _Candidate:
         try:
             for _ in range(steps):
                 self.optimizer.zero_grad()
-                losses().sum().backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(losses().sum())
                 self.optimizer.step()
             using = 1 - folds
             with torch.no_grad():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -73,6 +74,12 @@ def unwrap(model: nn.Module) -> nn.Module:
     return get_base_model() if callable(get_base_model) else model
 
 
+def text_config(model: nn.Module) -> Any:
+    """The configuration of a model's language part, PEFT-wrapped or not."""
+    whole: Any = unwrap(model).config
+    return whole.get_text_config(decoder=True)
+
+
 def find_decoder(model: nn.Module, layers_path: str | None = None) -> Decoder:
     """Find layers and heads of a causal LM.
 
@@ -84,7 +91,7 @@ def find_decoder(model: nn.Module, layers_path: str | None = None) -> Decoder:
         UserError: the layers cannot be told apart from other module lists; the message lists the candidates.
     """
     model = unwrap(model)
-    config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+    config = text_config(model)
     module = _decoder_module(model)
     depths = {getattr(config, key, None) for key in ("num_hidden_layers", "decoder_layers")} - {None}
     found: nn.Module | None

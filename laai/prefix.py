@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from laai.errors import UserError
-from laai.layers import unwrap
+from laai.layers import text_config, unwrap
 from laai.positions import prompts_of
 
 
@@ -88,7 +88,7 @@ def _outgrows(llm: nn.Module, tokens: int) -> bool:
     Long and dynamic rotary embeddings choose by the longest prompt in a forward, so that keys that were kept from a
     short one would not fit.
     """
-    config = unwrap(llm).config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+    config = text_config(llm)
     stated = getattr(config, "rope_parameters", None) or {}
     for rope in stated.values() if all(isinstance(value, dict) for value in stated.values()) else [stated]:
         if rope.get("rope_type") in ("longrope", "dynamic"):
@@ -205,7 +205,7 @@ def check_length(llm: nn.Module, mask: Tensor, more: int = 0) -> None:
 
     Models that compute their positions run on, with a warning.
     """
-    config = unwrap(llm).config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+    config = text_config(llm)
     limit = getattr(config, "max_position_embeddings", None)
     if not limit or mask.shape[1] + more <= limit or (longest := int(mask.sum(-1).max()) + more) <= limit:
         return

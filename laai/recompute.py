@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -22,14 +23,14 @@ def recomputing(llm: nn.Module) -> Iterator[None]:
     Raises:
         UserError: transformers cannot do this for the architecture.
     """
-    model = unwrap(llm)
+    model: Any = unwrap(llm)
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise UserError(f"{type(model).__name__} has no activation checkpointing in transformers: leave it off")
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     hooked = bool(getattr(model, "_require_grads_hooks", []))
-    model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    model.activation_checkpointing_enable({"use_reentrant": False})
     if not hooked:  # a frozen model's embeddings need no gradient, but transformers may hook them to have one
-        model.disable_input_require_grads()  # type: ignore[operator]
+        model.disable_input_require_grads()
     for layer in layers:
         layer.training = True
     try:
@@ -37,4 +38,4 @@ def recomputing(llm: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.training = False
-        model.activation_checkpointing_disable()  # type: ignore[operator]
+        model.activation_checkpointing_disable()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import eager_mask
 
-from laai.layers import unwrap
+from laai.layers import text_config
 
 NAME = "laai_split"
 
@@ -43,7 +43,7 @@ def _mark(kept: Any, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Te
 @contextmanager
 def splitting(llm: nn.Module) -> Iterator[None]:
     """Let the attention of `llm` be `split_attention`, where its code takes attention functions."""
-    config: Any = unwrap(llm).config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+    config = text_config(llm)
     before, config._attn_implementation = config._attn_implementation, NAME
     try:
         yield

@@ -6,6 +6,7 @@ import importlib
 import json
 import logging
 import os
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -208,6 +209,21 @@ def letter_task():
         for i, word in enumerate(words)
     )
     return Task("letters", examples, input_prefix="", answer_prefix=">")
+
+
+@pytest.fixture
+def laai_process(tmp_path):
+    """A function that runs a `laai` command in a process of its own, without a GPU, and returns what it wrote."""
+    root = str(Path(__file__).parents[1])
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": root, "CUDA_VISIBLE_DEVICES": ""}
+
+    def run(*command):
+        whole, options = [sys.executable, "-m", "laai", *command], {"capture_output": True, "text": True}
+        done = subprocess.run(whole, cwd=tmp_path, env=os.environ | environment, timeout=300, **options)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    return run
 
 
 @pytest.fixture

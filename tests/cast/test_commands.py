@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import datasets
 import pytest
@@ -155,21 +151,15 @@ def test_columns_of_other_names(capsys, a_transfer, word_task, word_file, tmp_pa
     assert json.loads((tmp_path / "v.json").read_text())["target"] == str(word_file)
 
 
-def test_two_processes_transfer_what_one_does(a_transfer, tmp_path, capsys):
+def test_two_processes_transfer_what_one_does(a_transfer, tmp_path, capsys, monkeypatch, laai_process):
     """Two sources, so that the processes meet several times; five queries, which they cannot share evenly."""
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
-    environment["LAAI_CACHE"] = str(tmp_path / "cache")
+    monkeypatch.setenv("LAAI_CACHE", str(tmp_path / "cache"))
     command = [*a_transfer, "--source", "antonym", "synonym", "--select", "k_center", "--always", "--devices"]
     written = [
         [str(n), "--output", str(tmp_path / f"{n}.safetensors"), "--json", str(tmp_path / f"{n}.json")] for n in (1, 2)
     ]
     main([*command, *written[0]])
-    done = subprocess.run(
-        [sys.executable, "-m", "laai", *command, *written[1]],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = laai_process(*command, *written[1])
     assert "predict returned" not in done.stderr
     for said in (capsys.readouterr().out, done.stdout):
         assert said.count("cross-task few-shot: 4 examples of antonym") == 1

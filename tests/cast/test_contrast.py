@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -19,8 +14,6 @@ from laai.cli import main
 from laai.errors import UserError
 from laai.intervention import Intervention
 from laai.prompts import Template
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -164,17 +157,12 @@ def test_parts_of_several_devices(tiny, word_task, drawn, tmp_path):
 
 
 @pytest.mark.parametrize("samples", ["11", "1"])
-def test_two_processes_extract_what_one_does(tiny_folder, word_file, tmp_path, capsys, samples):
+def test_two_processes_extract_what_one_does(tiny_folder, word_file, tmp_path, capsys, laai_process, samples):
     """Eleven samples, which two devices cannot share evenly; one, which leaves a device with nothing."""
     command = ["extract", "--source", str(word_file), "--base_model", str(tiny_folder), "--samples", samples]
     command += ["--site", "both", "--output"]
     main([*command, str(tmp_path / "1.safetensors")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, "-m", "laai", *command, str(tmp_path / "2.safetensors"), "--devices", "2"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = laai_process(*command, str(tmp_path / "2.safetensors"), "--devices", "2")
     assert "warning" not in done.stderr
     for said in (capsys.readouterr().out, done.stdout):
         assert said.count("vectors at heads and residual") == 1
