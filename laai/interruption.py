@@ -22,6 +22,10 @@ class Interruption(pl.Callback):
         """From here on SIGTERM ends the run at once, with its files in order; Lightning would end the step first."""
         self._listen(*_)
 
+    def on_train_start(self, *_: Any) -> None:
+        """Again: Lightning has by now put its own handler first, which waits for processes that may be saving."""
+        self._listen(*_)
+
     def on_test_start(self, *_: Any) -> None:
         """Likewise."""
         self._listen(*_)
