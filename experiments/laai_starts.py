@@ -6,11 +6,12 @@
 
 Starts are named NAME[:SCALE]. `zero`. `own`: the CAST vector of the training examples themselves (from 2 on).
 `random`: random directions, each vector as long as that of `own` (of `mean` where there is one example). `one`: the
-CAST vector of another task; `mean`: the mean over four others; `similar`: over the same four, weighted by their cosine
-with `own`. `prior`: starts from `own`, and the group penalty pulls towards it. Other tasks' vectors come from examples
-whose inputs are not among the queries. All learn by the default recipe on the
-same examples and answer the same queries. Every finished (task, seed, size, start) is kept in the JSON file, and a run
-that was stopped goes on from there; the report and the picture are written beside it.
+CAST vector of another task; `mean`: the mean over four others; `selected`: the same from samples that CAST selects
+instead of random ones; `similar`: over the four, weighted by their cosine with `own`. `prior`: starts from `own`, and
+the group penalty pulls towards it. Other tasks' vectors come from examples whose inputs are not among the queries. All
+learn by the default recipe on the same examples and answer the same queries. Every finished (task, seed, size, start)
+is kept in the JSON file, and a run that was stopped goes on from there; the report and the picture are written beside
+it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from starts_report import Row, from_others, write_report
 import cast
 import laai
 from cast.cross_task import of_equal_norm, without
+from cast.words import Strategy
 from laai.batches import Reuse
 from laai.data import FewShotDataModule
 from laai.early_stopping import StopAtLoss
@@ -38,6 +40,7 @@ from laai.errors import UserError
 from laai.evaluate import Measured, measure
 from laai.files import write_json
 from laai.intervention import Intervention
+from laai.layers import find_decoder
 from laai.models import LanguageModel
 from laai.module import LAAIModule
 from laai.tasks import Task, load_task
@@ -76,7 +79,7 @@ def main() -> None:
     done = {(r["task"], r["seed"], r["size"], r["start"]) for r in rows}
     cells = [] if options.report else [(seed, task) for seed in options.seeds for task in options.tasks]
     model: LanguageModel | None = None
-    others: dict[tuple[Task, int], Intervention] = {}
+    others: dict[tuple[Task, int, Strategy], Intervention] = {}
     for number, (seed, task) in enumerate(cells, 1):
         wanted = [(n, s) for n in options.sizes for s in options.starts if n > 1 or not needs_two(s)]
         wanted = [(n, s) for n, s in wanted if (task, seed, n, s) not in done]
@@ -101,7 +104,7 @@ class Cell:
     task: str
     seed: int
     options: argparse.Namespace
-    others_vectors: dict[tuple[Task, int], Intervention]  # of all cells: (task, seed) -> its CAST vector
+    others_vectors: dict[tuple[Task, int, Strategy], Intervention]  # of all cells: what it is from -> CAST vector
     vectors: dict[int, Intervention] = field(default_factory=dict)
     data: dict[int, FewShotDataModule] = field(default_factory=dict)
     reuse: Reuse = field(default_factory=Reuse)
@@ -144,11 +147,12 @@ class Cell:
     def start(self, name: str, scale: float, size: int) -> Intervention:
         """The vectors before the first step."""
         if name == "zero":
-            return 0.0 * self.mean()
+            layers = find_decoder(self.model.llm).steerable(self.options.site)
+            return Intervention.zeros(self.model, self.options.site, layers)
         if name == "one":
             return scale * self.other(self.others()[0])
-        if name == "mean":
-            return scale * self.mean()
+        if name in ("mean", "selected"):
+            return scale * self.mean("cast" if name == "selected" else "random")
         if name == "random":
             return of_equal_norm(self.model, scale * (self.own(size) if size > 1 else self.mean()), self.seed)
         own = self.own(size)
@@ -172,20 +176,20 @@ class Cell:
         at = TASKS.index(self.task) if self.task in TASKS else 0
         return [task for task in (TASKS[at:] + TASKS[:at]) if task != self.task][:OTHERS]
 
-    def other(self, task: str) -> Intervention:
+    def other(self, task: str, strategy: Strategy = "random") -> Intervention:
         """The CAST vector of another task, from ten of its examples whose inputs are not tested: tables share some."""
         tested = {example.input for example in self.examples(self.options.sizes[0]).splits.test}  # same at all sizes
         source, site = without(load_task(task), tested), self.options.site
-        key = (source, self.seed)  # cells that take nothing, or the same, out of the table share the vector
+        key = (source, self.seed, strategy)  # cells that take nothing, or the same, out of the table share the vector
         if key not in self.others_vectors:
             self.others_vectors[key] = cast.extract(
-                self.model, source, samples=10, shots=5, site=site, seed=self.seed, progress=False
+                self.model, source, samples=10, shots=5, strategy=strategy, site=site, seed=self.seed, progress=False
             )
         return self.others_vectors[key]
 
-    def mean(self) -> Intervention:
+    def mean(self, strategy: Strategy = "random") -> Intervention:
         """The mean of the other tasks' vectors."""
-        return mixed([self.other(task) for task in self.others()], [1.0] * OTHERS)
+        return mixed([self.other(task, strategy) for task in self.others()], [1.0] * OTHERS)
 
     def weighted(self, own: Intervention) -> Intervention:
         """Their mean, weighted by how alike they are to the own vector (cosine, negative ones left out)."""

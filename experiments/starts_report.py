@@ -15,6 +15,7 @@ LABELS = {
     "random": "random, norms of own CAST",
     "own": "own CAST × 0.5",
     "mean": "mean CAST of four other tasks × 0.5",
+    "selected": "the same, of selected samples",
     "prior": "own CAST as prior",
 }
 
@@ -54,7 +55,7 @@ def difference(a: dict[Any, float], b: dict[Any, float], resamples: int = 5000) 
 def from_others(start: str, size: int) -> bool:
     """Whether a start holds, or is as long as, vectors of other tasks."""
     name = start.partition(":")[0]
-    return name in ("one", "mean", "similar") or (name == "random" and size == 1)
+    return name in ("one", "mean", "selected", "similar") or (name == "random" and size == 1)
 
 
 def report(rows: list[Row], facts: Row) -> str:

@@ -19,6 +19,7 @@ from cast.cross_task import centred, without
 from cast.embeddings import state_embeddings
 from cast.extraction import contrast_of, extract_from
 from cast.label_prior import with_label_prior
+from cast.layer_scales import scale_by_layer
 from cast.ridge import RidgeMap, fit_ridge
 from cast.samples import Samples, draw
 from laai.batches import Reuse, to_device
@@ -37,10 +38,10 @@ Places = Sequence[Sequence[int]]
 Steering = Intervention | RidgeMap
 VARIANTS = (
     *("difference", "all layers", "residual", "few-shot only", "norm kept", "centred", "mean of tasks"),
-    *("no label prior", "ridge"),
+    *("no label prior", "ridge", "scale by layer"),
 )
 CENTRED = ("centred", "mean of tasks")
-SAME_PLACE = ("difference", "no label prior", "ridge")
+SAME_PLACE = ("difference", "no label prior", "ridge", "scale by layer")
 SCALES = (0.5, 1.0, 2.0)
 WORDINGS = ("{}", "Task: {}", "Look at each item and answer. {}", "{} Reply with the answer only, nothing else.", "")
 COST_SHOTS = (0, 1, 2, 5, 10, 20)
@@ -161,7 +162,7 @@ class Study:
         `mean of tasks` is what the sources of all --pairs have in common, `centred` the vector less that mean. The
         source is one of them: with n sources, `centred` is also less 1/n of the source's own vector. `ridge` adds what
         a ridge map predicts from each query's own state, at the place of `difference`; like `no label prior` it has
-        none.
+        none. `scale by layer` scales sixths of the depth of `difference`, each by its own factor.
         """
         pool, o = self.pool(source, target, seed), self.options
         drawn, options = draw(pool.examples, o.samples, o.shots, seed), dict[str, Any]()
@@ -189,9 +190,13 @@ class Study:
             own = Template(self.model.tokenizer, pool)
             contrast = contrast_of(self.model, own, *drawn, site="heads", keep=True, progress=False)
             steering = choice.scale * fit_ridge(contrast, self.model).select(choice.layers)
+        elif variant == "scale by layer" and choice.scale:
+            scaled = scale_by_layer(self.model, choice.of(vector), template, examples)
+            steering = with_label_prior(self.model, scaled, template, examples)
         elif variant != "no label prior":
             steering = with_label_prior(self.model, choice.of(vector), template, examples)
-        return self.under(steering, choice, template, target, seed, choices=True)
+        told = {"sources": sources_of(o.pairs, target)} if variant in CENTRED else {}
+        return told | self.under(steering, choice, template, target, seed, choices=True)
 
     def centre(self, name: str, target: str, seed: int) -> Intervention:
         """The vector of a source: `difference`, and what means are taken over."""

@@ -41,7 +41,7 @@ def run(analysis, tiny_folder, tmp_path, monkeypatch):
 def test_every_part(analysis, run, tmp_path, monkeypatch, capsys):
     parts = analysis[0].PARTS
     found = run()
-    assert [len(found[part]) for part in parts] == [1, 4, 4, 18, 2, 2, 1]
+    assert [len(found[part]) for part in parts] == [1, 4, 4, 20, 2, 2, 1]
     for part in ("strategies", "samples", "variants"):
         assert all(len(row["exact"]) == len(row["zero"]) == 4 for row in found[part])
     (cost,) = found["cost"]
@@ -71,12 +71,15 @@ def test_every_variant_is_another_vector(analysis, tiny, monkeypatch):
     study = studies.Study(tiny, options)
     here = Choice((0, 1, 2), 1.0, True, 0.1, 0.0, 0.2, None, 4)
     monkeypatch.setattr(study, "choice", lambda *given: tried.append(given[-1]) or here)
-    monkeypatch.setattr(study, "under", lambda steering, *_, choices: steering)
-    vectors, placed = {}, {}
+    monkeypatch.setattr(study, "under", lambda steering, *_, choices: {"steering": steering})
+    vectors, placed, sources = {}, {}, {}
     for variant in studies.VARIANTS:
-        vectors[variant], placed[variant] = study.variants("antonym", "synonym", 0, variant), tried[-1]
+        row = study.variants("antonym", "synonym", 0, variant)
+        vectors[variant], placed[variant], sources[variant] = row["steering"], tried[-1], row.get("sources")
+    named = ["antonym", "word-sentiment", "country-capital"]
+    assert {v: s for v, s in sources.items() if s} == {"centred": named, "mean of tasks": named}
     plain = vectors["difference"]
-    others = [study.centre(source, "synonym", 0) for source in ("antonym", "word-sentiment", "country-capital")]
+    others = [study.centre(source, "synonym", 0) for source in named]
     for key, vector in plain.items():
         mean = torch.stack([other[key].detach() for other in others]).mean(0)
         middle, rest = vectors["mean of tasks"], vectors["centred"]
@@ -86,7 +89,11 @@ def test_every_variant_is_another_vector(analysis, tiny, monkeypatch):
     assert vectors["norm kept"].preserve_norm
     assert vectors["residual"].sites == ["residual"]
     assert placed["all layers"] == [(0, 1, 2)]
-    assert len(tried) == len(studies.VARIANTS) - 2, "three variants share one search"
+    assert len(tried) == len(studies.VARIANTS) - 3, "four variants share one search"
+    factors = vectors["scale by layer"].metadata["layer_scales"]
+    assert all(
+        torch.equal(v, factors[str(i)] * plain[s, i]) for (s, i), v in vectors["scale by layer"].items() if i < 2
+    )
     assert isinstance(vectors["ridge"], RidgeMap)
     for key, one in vectors["ridge"].maps.items():
         torch.testing.assert_close(one.mean, plain[key].detach(), rtol=1e-4, atol=1e-5)

@@ -32,12 +32,12 @@ def run(study, tiny_folder, tmp_path, monkeypatch):
 
 
 def test_every_start(run, study, tmp_path, monkeypatch, capsys):
-    starts = ["zero", "random", "own", "own:1", "one", "mean", "similar", "prior"]
+    starts = ["zero", "random", "own", "own:1", "one", "mean", "selected", "similar", "prior"]
     options = ["--sizes", "1", "2", "--at_steps", "2", "--starts", *starts]
     monkeypatch.setattr(study[0], "STEPS", 3)
     rows = run(*options)
     found = {(row["size"], row["start"]) for row in rows if row["at_step"] is None}
-    alone = {"zero", "random", "one", "mean"}
+    alone = {"zero", "random", "one", "mean", "selected"}
     assert found == {(1, s) for s in alone} | {(2, s) for s in starts}, "one example has no vector of its own"
     assert {row["at_step"] for row in rows} == {None, 2}
     assert all(len(row["exact"]) == 3 and row["nll"] > 0 for row in rows)
@@ -50,7 +50,7 @@ def test_every_start(run, study, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run(*options, "--queries", "4")
     told = {(row["size"], row["start"]) for row in rows if row.get("untested_inputs")}
-    assert told == {(n, s) for n in (1, 2) for s in ("one", "mean")} | {(1, "random"), (2, "similar")}
+    assert told == {(n, s) for n in (1, 2) for s in ("one", "mean", "selected")} | {(1, "random"), (2, "similar")}
 
 
 def test_other_tasks_show_nothing_that_is_tested(study, monkeypatch):
