@@ -123,16 +123,15 @@ def variants(rows: list[Row]) -> list[str]:
     """Exact match by kind of vector."""
     out, whole = ["## What is added, and how", "", over(rows), ""], cells(rows, "exact")
     sources = sorted({s for r in rows for s in r.get("sources", [])}) or sorted({r["source"] for r in rows})
+    out += [f"`mean of tasks` is the mean over the vectors of {', '.join(sources)} (less a pair's target), this"]
+    out += ["pair's source among them; `centred` is the vector less that mean, and so less a share of itself. `ridge`"]
     out += [
-        f"`mean of tasks` is the mean over the vectors of {', '.join(sources)} (without a pair's target), this pair's"
+        "adds what a map makes of each query's own state, `scale by layer` has a factor for each sixth of the depth;"
     ]
     out += [
-        "source among them; `centred` is the vector less that mean, and so less a share of itself. `ridge`, a map from"
+        "they and `no label prior` are at the place of `difference`. Forced choice is over targets with options.",
+        "",
     ]
-    out += [
-        "each query's own state, `scale by layer`, factors by sixth of the depth, and `no label prior` are at the place"
-    ]
-    out += ["of `difference`. Forced choice is over targets with options.", ""]
     heads = ["vector", "exact match", "− difference", "− zero-shot", "forced choice", "− difference", "− zero-shot"]
     out += [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * 6]
     known = [r for r in rows if r.get("choice") is not None]

@@ -90,10 +90,9 @@ def test_every_variant_is_another_vector(analysis, tiny, monkeypatch):
     assert vectors["residual"].sites == ["residual"]
     assert placed["all layers"] == [(0, 1, 2)]
     assert len(tried) == len(studies.VARIANTS) - 3, "four variants share one search"
-    factors = vectors["scale by layer"].metadata["layer_scales"]
-    assert all(
-        torch.equal(v, factors[str(i)] * plain[s, i]) for (s, i), v in vectors["scale by layer"].items() if i < 2
-    )
+    scaled = vectors["scale by layer"]
+    factors = scaled.metadata["layer_scales"]
+    assert all(torch.equal(v, factors[str(layer)] * plain[site, layer]) for (site, layer), v in scaled.items())
     assert isinstance(vectors["ridge"], RidgeMap)
     for key, one in vectors["ridge"].maps.items():
         torch.testing.assert_close(one.mean, plain[key].detach(), rtol=1e-4, atol=1e-5)
