@@ -126,7 +126,8 @@ def variants(rows: list[Row]) -> list[str]:
     out += [f"`mean of tasks` is the mean over the vectors of {', '.join(sources)} (less a pair's target), this"]
     out += ["pair's source among them; `centred` is the vector less that mean, and so less a share of itself. `ridge`"]
     out += ["adds what a map makes of each query's own state, `scale by layer` has a factor for each sixth of the"]
-    out += ["depth; they and `no label prior` are at the place of `difference`. Forced choice: targets with options.", ""]
+    out += ["depth; they and `no label prior` are at the place of `difference`. Forced choice: targets with options."]
+    out.append("")
     heads = ["vector", "exact match", "− difference", "− zero-shot", "forced choice", "− difference", "− zero-shot"]
     out += [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * 6]
     known = [r for r in rows if r.get("choice") is not None]
