@@ -96,7 +96,8 @@ def add_transfer(commands: Parsers) -> None:
         "  laai transfer --source en.jsonl=2 de.jsonl=1 --target fr.jsonl --development 0 --json fr.json\n"
         "  laai transfer --source hf:ORG/NAME --columns input=sentence --target my.csv --target_columns input=text\n\n"
         "Layers and scale are chosen on --development labelled examples of the target, or, with 0, on examples of the\n"
-        "source. A vector that is not expected to help is neither applied nor written; --always does both.",
+        "source. A vector that is not expected to help is neither applied nor written; --always does both. With\n"
+        "--output or --json an interrupted run keeps what it has extracted, and goes on from there if repeated.",
     )  # fmt: skip
     parser.add_argument(
         "--source", required=True, nargs="+", help="tasks whose vectors are combined; NAME=WEIGHT to weigh"
@@ -125,7 +126,7 @@ def add_transfer(commands: Parsers) -> None:
 
 def _transfer(options: Any) -> None:
     from cast.command_checks import check_output, load_with, trainer_of
-    from cast.cross_task import transfer, weighted
+    from cast.cross_task import discard_all, transfer, weighted
     from laai.errors import UserError
     from laai.files import write_json
     from laai.models import load_model
@@ -138,6 +139,8 @@ def _transfer(options: Any) -> None:
         raise UserError(f"expected --test as at least 1, found {options.test}: the vector is measured on these queries")
     output = check_output(options.output) if options.output else None
     table = check_output(options.json, "--json") if options.json else None
+    written = output or table
+    partial = written.with_name(f"{written.name}.partial") if written else None
     trainer = trainer_of(options.devices, options.precision)
     columns, own = columns_of(options), columns_of(options, "target_columns")
     named = sources_of(options.source)
@@ -149,7 +152,7 @@ def _transfer(options: Any) -> None:
     found = transfer(
         model, sources, target, development=options.development, test=options.test, refuse=not options.always,
         site=options.site, centre=centre, calibrate=not options.no_label_prior, trainer=trainer,
-        **selection(options),
+        partial=partial, **selection(options),
     )  # fmt: skip
     if not trainer.is_global_zero:
         return
@@ -165,6 +168,8 @@ def _transfer(options: Any) -> None:
         sys.stdout.write(f"vector: {found.vector.save(output)}\n")
     if table:
         write_json(table, {"source": options.source, "target": options.target} | found.as_json())
+    if partial:
+        discard_all(partial)
 
 
 def said_of(choice: Choice, chosen_on: str) -> str:

@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import warnings
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 
 from cast.choice import SCALES, Choice, choose_place
+from cast.contrast_loop import discard, files_of
+from cast.cross_task_prompt import demonstrations_of, fitting
 from cast.extraction import extract
 from cast.label_prior import label_prior, with_label_prior
 from laai.compare import Evaluation, Method, compare
 from laai.data import FewShotDataModule
 from laai.errors import UserError
-from laai.evaluate import answer_limit
 from laai.intervention import Intervention
-from laai.layers import text_config
 from laai.models import LanguageModel
 from laai.prompts import Shown, Template
 from laai.provenance import seen_digests
 from laai.scores import Scores
-from laai.tasks import Example, Task, load_task
+from laai.tasks import Task, load_task
 from laai.words import Style
 
 SOURCE_DEVELOPMENT = 20
 """Source examples that layers and scale are chosen on where there are none of the target."""
-
-LONGEST_PROMPT = 2048
-"""Tokens of a cross-task few-shot prompt at most, where the model could read more: longer ones take too long."""
 
 BASELINES = ("zero-shot", "cross-task few-shot", "few-shot", "label prior", "random direction", "random samples")
 
@@ -88,6 +85,7 @@ def transfer(
     style: Style = "plain",
     seed: int = 0,
     trainer: pl.Trainer | None = None,
+    partial: Path | None = None,
     progress: bool = True,
     **options: Any,
 ) -> Transfer:
@@ -114,12 +112,15 @@ def transfer(
         seed: draws everything.
         trainer: a Lightning trainer for extraction and tests, whose devices share them; all else runs in each of its
             processes, where the model is. Default: tests on one device, extraction where the model is.
+        partial: where to keep extractions, so that a run with the same settings goes on from there after an
+            interruption; what is chosen and measured after them is done again. See `discard_all`.
         progress: show progress bars.
         options: further arguments of `cast.extract`: strategy, site, kind, shared_shots, …
 
     Raises:
         UserError: a task cannot be read, is too small or is given twice, no test query, an unknown baseline, a model
-            that overflows on all examples that the choice is made on, or a trainer whose precision would convert it.
+            that overflows on all examples that the choice is made on, a trainer whose precision would convert it, or
+            partial files of other extractions.
     """
     if test is not None and test < 1:
         raise UserError(f"expected at least 1 test query, found {test}: what a transfer gives is measured on them")
@@ -139,16 +140,21 @@ def transfer(
     progress = progress and (trainer is None or trainer.is_global_zero)
     options |= {"samples": samples, "shots": shots, "style": style, "seed": seed, "progress": progress}
     options["trainer"] = trainer
+    numbers = itertools.count()
+
+    def extracted(task: Task, **changes: Any) -> Intervention:
+        kept = None if partial is None else numbered(partial, next(numbers))
+        return extract(model, task, partial=kept, **(options | changes))
 
     def chosen(vector: Intervention) -> Choice:
         prior = calibrate and development > 0
         found = choose_place(model, vector, template, examples, calibrate=prior, scales=scales, progress=progress)
         return found if trainer is None else trainer.strategy.broadcast(found)  # all processes test the same
 
-    middle = [extract(model, without(one, seen), **options) for one, _ in weighted(centre)] if centre else []
+    middle = [extracted(without(one, seen)) for one, _ in weighted(centre)] if centre else []
 
     def made(**changes: Any) -> Intervention:
-        found = combined(model, weights, **(options | changes))
+        found = combined([extracted(task, **changes) for task in weights], list(weights.values()))
         return centred(found, middle) if middle else found
 
     vector = made()
@@ -222,9 +228,20 @@ def distinct(pairs: Sequence[tuple[Task, float]]) -> dict[Task, float]:
     return found
 
 
-def combined(model: LanguageModel, weights: Mapping[Task, float], **options: Any) -> Intervention:
-    """The weighted mean of the tasks' vectors. `options` as in `cast.extract`."""
-    vectors = [weight * extract(model, task, **options) for task, weight in weights.items()]
+def numbered(partial: Path, number: int) -> Path:
+    """Where the extraction of this number keeps what it has done."""
+    return partial.with_name(f"{partial.name}-{number}")
+
+
+def discard_all(partial: Path) -> None:
+    """Delete what `transfer` keeps; for its callers, once what it found is saved."""
+    for number in itertools.takewhile(lambda n: files_of(numbered(partial, n)), itertools.count()):
+        discard(numbered(partial, number))
+
+
+def combined(vectors: Sequence[Intervention], weights: Sequence[float]) -> Intervention:
+    """The weighted mean of tasks' vectors; `weights` sum to one."""
+    vectors = [weight * vector for vector, weight in zip(vectors, weights, strict=True)]
     if len(vectors) == 1:
         return vectors[0]
     total = vectors[0]
@@ -254,42 +271,6 @@ def of_equal_norm(model: LanguageModel, vector: Intervention, seed: int) -> Inte
     draws = [Intervention.random(model, site, vector.select(site=site).layers, seed=seed) for site in vector.sites]
     directions = {key: direction for draw in draws for key, direction in draw.items()}
     return vector.with_vectors({key: v.norm() * directions[key] for key, v in vector.items()})
-
-
-def demonstrations_of(task: Task, shots: int, seed: int) -> Shown:
-    """Some examples of a task, drawn by the seed, to be shown before another task's queries."""
-    return Shown(task, task.split(shots, test=0, seed=seed).train)
-
-
-def fitting(model: LanguageModel, template: Template, shown: Shown, queries: Sequence[Example]) -> Shown | None:
-    """The first of some demonstrations, as many as the longest query leaves room for; None where not one fits.
-
-    Args:
-        model: whose context holds prompt and answer.
-        template: writes the queries.
-        shown: of another task, to stand before the queries; a prompt takes `LONGEST_PROMPT` tokens at most.
-        queries: at least one.
-
-    Raises:
-        UserError: an answer has a line break, which ends it in a plain prompt.
-    """
-    longest = max(queries, key=lambda e: len(template.encode(e.input).prompt)).input
-    context = getattr(text_config(model.llm), "max_position_embeddings", None) or math.inf
-    options = [replace(e, output=option) for e in queries for option in e.choices or ()]
-    room = min(LONGEST_PROMPT, context - answer_limit(template, [*queries, *options]))
-
-    def tokens(count: int) -> int:
-        before = Shown(shown.task, shown.examples[:count])
-        return len(replace(template, before=before).encode(longest).prompt)
-
-    most = len(shown.examples)
-    if count := bisect_right(range(1, most + 1), room, key=tokens):
-        return Shown(shown.task, shown.examples[:count])
-    warnings.warn(
-        f"cross-task few-shot is left out: a query behind one example of {shown.task.name} is over {room:g} tokens",
-        stacklevel=3,
-    )
-    return None
 
 
 def without(task: Task, inputs: set[str]) -> Task:

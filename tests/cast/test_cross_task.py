@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cast import cross_task as module
+from cast import cross_task_prompt
 from cast.cross_task import BASELINES, centred, combined, of_equal_norm, transfer, weighted
 from cast.extraction import extract
 from laai.data import FewShotDataModule
@@ -77,18 +78,18 @@ def test_prompting_shows_as_many_source_examples_as_the_vector_has_samples(tiny,
     queries = found.evaluations[0]._data.splits.test
     longest = max(len(found.evaluations[0].template.encode(e.input).prompt) for e in queries)
     for limit, count in ((longest, 9), (longest - 1, 8)):
-        monkeypatch.setattr(module, "LONGEST_PROMPT", limit)
+        monkeypatch.setattr(cross_task_prompt, "LONGEST_PROMPT", limit)
         assert shown(other_task)[1].examples == all_nine.examples[:count]
     answer = max(
         len(found.evaluations[0].template.encode(e.input, answer=o).answer) for e in queries for o in e.choices
     )
-    monkeypatch.setattr(module, "LONGEST_PROMPT", 2048)
+    monkeypatch.setattr(cross_task_prompt, "LONGEST_PROMPT", 2048)
     for context, count in ((longest + answer, 9), (longest + answer - 1, 8)):
         monkeypatch.setattr(tiny.llm.config, "max_position_embeddings", context)
-        kept = module.fitting(tiny, Template(tiny.tokenizer, word_task), all_nine, queries)
+        kept = cross_task_prompt.fitting(tiny, Template(tiny.tokenizer, word_task), all_nine, queries)
         assert kept.examples == all_nine.examples[:count]
     monkeypatch.undo()
-    monkeypatch.setattr(module, "LONGEST_PROMPT", 20)
+    monkeypatch.setattr(cross_task_prompt, "LONGEST_PROMPT", 20)
     with pytest.warns(UserWarning, match="a query behind one example of kinds is over 20 tokens"):
         found, none = shown(other_task)
     assert none is None
@@ -146,7 +147,7 @@ def test_a_vector_that_does_not_help_is_refused(tiny, word_task, other_task, mon
 def test_weights_combine_vectors(tiny, word_task, other_task):
     options = {"samples": 4, "shots": 2, "progress": False}
     one, two = (extract(tiny, task, **options) for task in (word_task, other_task))
-    both = combined(tiny, {word_task: 0.75, other_task: 0.25}, **options)
+    both = combined([one, two], [0.75, 0.25])
     for key, vector in both.items():
         torch.testing.assert_close(vector.detach(), 0.75 * one[key].detach() + 0.25 * two[key].detach())
     assert [part["source"] for part in both.metadata["cast"]["combined"]] == ["colours", "kinds"]
@@ -155,7 +156,7 @@ def test_weights_combine_vectors(tiny, word_task, other_task):
 def test_combined_and_centred_vectors_keep_the_style(tiny, word_task, other_task):
     """Where `laai evaluate` looks for it."""
     options = {"samples": 4, "shots": 2, "progress": False, "style": "chat"}
-    both = combined(tiny, {word_task: 0.75, other_task: 0.25}, **options)
+    both = combined([extract(tiny, task, **options) for task in (word_task, other_task)], [0.75, 0.25])
     for found in (both, centred(both, [extract(tiny, other_task, **options)])):
         assert found.metadata["cast"]["style"] == "chat"
 
