@@ -125,10 +125,35 @@ def report(cells: list[dict[str, Row]], facts: Row) -> str:
         for other in AGAINST:
             found = " | ".join(with_interval(paired(cells, method, other, measure)) for measure in MEASURES)
             out.append(f"| {method} − {other} | {found} |")
-    out += ["", *where_the_model_knows(cells)]
+    out += ["", *held_to_options(cells), "", *where_the_model_knows(cells)]
     refused = sum(not cell["cast"]["choice_of_place"]["helps"] for cell in cells)
     out += ["", f"The rule left the model alone in {refused} of {len(cells)} pairs.", "", *pairs(cells)]
     return "\n".join(out) + "\n"
+
+
+def held_to_options(cells: Sequence[dict[str, Row]]) -> list[str]:
+    """CAST's exact match beside what decoding that can say nothing but options would give, with and without vectors.
+
+    A grammar, or the options' likelihoods, repair the form of answers without a vector: what is right then is what
+    forced choice counts.
+    """
+    held = {m: f"{m}, held to options" for m in ("zero-shot", "label prior", "cast")}
+    known = [
+        cell | {new: cell[m] | {"exact": cell[m]["choice"]} for m, new in held.items() if has(cell, m, "choice")}
+        for cell in cells
+    ]
+    known = [cell for cell in known if held["zero-shot"] in cell]
+    if not known:
+        return ["No target has options that decoding could be held to."]
+    out = ["Where there are options, decoding held to them (by a grammar, or by their likelihoods) repairs the form"]
+    out += ["without a vector: it answers what forced choice counts. Free decoding with the vector, against that:", ""]
+    out += ["| exact match | | cast − it |", "| --- | ---: | ---: |"]
+    for name in held.values():
+        there = [cell for cell in known if name in cell]
+        found = f"{_number(mean(there, name, 'exact'))} | {with_interval(paired(there, 'cast', name, 'exact'))}"
+        out.append(f"| {name} | {found} |")
+    out.append(f"| cast | {_number(mean(known, 'cast', 'exact'))} | |")
+    return out
 
 
 def above_chance(cell: dict[str, Row]) -> bool:

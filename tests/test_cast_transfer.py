@@ -136,6 +136,24 @@ def test_forced_choice_where_there_is_knowledge(matrix):
     assert "on no target" in cast_report.where_the_model_knows([unknown])[0]
 
 
+def test_decoding_held_to_options_answers_what_forced_choice_counts(matrix):
+    _, cast_report = matrix
+
+    def row(exact, choice):
+        return {"source": "s", "target": "t", "seed": 0, "exact": exact, "choice": choice}
+
+    options = {"zero-shot": row([0, 0, 0, 0], [1, 1, 1, 0]), "cast": row([1, 0, 1, 0], [1, 1, 1, 1])}
+    free = {"zero-shot": row([0, 0, 0, 0], [None] * 4), "cast": row([1, 1, 1, 1], [None] * 4)}
+    lines = cast_report.held_to_options([options, free])
+    table = {line.split(" | ")[0]: line.split(" | ")[1:] for line in lines if line.startswith("| ")}
+    assert table["| zero-shot, held to options"][0] == "0.750"
+    assert table["| zero-shot, held to options"][1].startswith("-0.250 (")
+    assert table["| cast, held to options"][0] == "1.000"
+    assert table["| label prior, held to options"] == ["-", "- |"]
+    assert table["| cast"][0] == "0.500", "over pairs with options alone"
+    assert "No target has options" in cast_report.held_to_options([free])[0]
+
+
 def test_the_refusal_rule_and_paired_intervals(matrix):
     _, cast_report = matrix
 
