@@ -2,6 +2,7 @@
 
     python experiments/laai_starts.py                            the curve: 8 tasks, 5 seeds; hours on two cores
     python experiments/laai_starts.py --tasks antonym --seeds 0 --sizes 2 10 --queries 30
+    python experiments/laai_starts.py --starts zero own --sizes 2 5 10 --distill 0 --json PATH   by the likelihood alone
     python experiments/laai_starts.py --starts own own:0.25 own:1 one similar --sizes 2 10 --seeds 0 1 2 --json PATH
 
 Starts are named NAME[:SCALE]. `zero`. `own`: the CAST vector of the training examples themselves (from 2 on).
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument("--at_steps", nargs="+", type=int, default=[], help="also measure after so many steps")
     parser.add_argument("--queries", type=int, default=50, help="test queries of a task (default: 50)")
     parser.add_argument("--site", choices=("heads", "residual"), default="heads")
+    parser.add_argument("--distill", type=float, help="weight of the divergence from few-shot answers")
     parser.add_argument("--base_model", default="default")
     parser.add_argument("--report", action="store_true", help="run nothing; write the report of what is there")
     parser.add_argument("--json", type=Path, default=RESULTS / "laai_starts.json")
@@ -75,6 +77,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     facts = {name: getattr(options, name) for name in ("base_model", "queries", "site", "at_steps")} | {"steps": STEPS}
+    facts |= {} if options.distill is None else {"distill": options.distill}
     rows: list[Row] = kept_results(parser, options.json, facts).get("rows", [])
     done = {(r["task"], r["seed"], r["size"], r["start"]) for r in rows}
     cells = [] if options.report else [(seed, task) for seed in options.seeds for task in options.tasks]
@@ -115,6 +118,7 @@ class Cell:
         data = self.examples(size)
         vector = self.start(name, float(scale or 0.5), size)
         options: dict[str, Any] = {"prior": "start", "group_l2": PRIOR} if name == "prior" else {}
+        options |= {} if self.options.distill is None else {"distill": self.options.distill}
         module = LAAIModule(self.model.name, site=self.options.site, init="zero", **options)
         module.language_model, module.given_start = self.model, vector
         curve = Curve(self, data, self.options.at_steps)

@@ -47,10 +47,20 @@ def test_every_start(run, study, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "starts.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(study[0].laai, "load_model", lambda *_: pytest.fail("all of this is done"))
     assert run(*options) == rows
-    with pytest.raises(SystemExit):
-        run(*options, "--queries", "4")
+    for other in (["--queries", "4"], ["--distill", "0"]):
+        with pytest.raises(SystemExit):
+            run(*options, *other)
     told = {(row["size"], row["start"]) for row in rows if row.get("untested_inputs")}
     assert told == {(n, s) for n in (1, 2) for s in ("one", "mean", "selected")} | {(1, "random"), (2, "similar")}
+
+
+def test_learning_by_the_likelihood_alone(run, study, monkeypatch):
+    monkeypatch.setattr(study[0], "STEPS", 3)
+    seen, module = [], study[0].LAAIModule
+    monkeypatch.setattr(study[0], "LAAIModule", lambda *a, **o: (seen.append(m := module(*a, **o)), m)[1])
+    run("--sizes", "2", "--starts", "zero", "prior", "--distill", "0")
+    assert [m.distill for m in seen] == [0.0, 0.0]
+    assert [m.prior for m in seen] == ["zero", "start"]
 
 
 def test_other_tasks_show_nothing_that_is_tested(study, monkeypatch):
