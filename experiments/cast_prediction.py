@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from cast_report import CONTROLS, completed, has, paired, where_the_model_knows, with_interval
 from crossed_bootstrap import crossed_weights
-from scipy.stats import spearmanr
+from numpy.typing import NDArray
 from transfer_breakdown import by_form, by_source, by_target
 
 from laai.files import write_atomically
@@ -128,16 +128,30 @@ def gain(cell: Mapping[str, Row], measure: str) -> float | None:
 
 def correlation(x: Sequence[float], y: Sequence[float], pairs: Sequence[tuple[str, str]]) -> tuple[float, float, float]:
     """Spearman's rank correlation over (source, target) pairs, its 95% bootstrap interval over sources and targets."""
-    a, b = np.asarray(x), np.asarray(y)
-    found = [_rank(np.repeat(a, n), np.repeat(b, n)) for n in crossed_weights(pairs, np.random.default_rng(0))]
-    low, high = np.nanquantile(found, [0.025, 0.975])
-    return _rank(a, b), float(low), float(high)
+    once = np.ones((1, len(x)), dtype=np.int64)
+    value = float(spearman(x, y, once)[0])
+    if np.isnan(value):
+        return value, value, value
+    low, high = np.nanquantile(spearman(x, y, crossed_weights(pairs, np.random.default_rng(0))), [0.025, 0.975])
+    return value, float(low), float(high)
 
 
-def _rank(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
-    if len(set(a)) < 2 or len(set(b)) < 2:
-        return float("nan")  # no order to speak of
-    return float(spearmanr(a, b).statistic)
+def spearman(x: Sequence[float], y: Sequence[float], times: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Spearman's rank correlation of data in which each point stands so many times, for each row of `times`.
+
+    NaN where all that is left of x or of y is alike: there is no order to speak of.
+    """
+    total = times.sum(axis=1, keepdims=True).clip(1)
+    centred = []
+    for values in (x, y):
+        known, place = np.unique(values, return_inverse=True)
+        counts = times @ np.eye(len(known), dtype=np.int64)[place]  # of each value, in their order
+        ranks = (counts.cumsum(axis=1) - (counts - 1) / 2)[:, place]  # equal values share their mean rank
+        centred.append(ranks - (times * ranks).sum(axis=1, keepdims=True) / total)
+    a, b = centred
+    product = (times * a * a).sum(axis=1) * (times * b * b).sum(axis=1)
+    found: NDArray[np.float64] = (times * a * b).sum(axis=1) / np.sqrt(np.where(product > 1e-12, product, np.nan))
+    return found
 
 
 def _correlation(x: Sequence[float | None], y: Sequence[float | None], cells: Sequence[Mapping[str, Row]]) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 
+import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 
 @pytest.fixture
@@ -102,3 +104,13 @@ def test_correlation_by_rank(prediction):
     value, low, high = prediction.correlation([1, 2, 3, 4, 5, 6], [1, 10, 100, 50, 1000, 2000], pairs)
     assert value == pytest.approx(0.942857, abs=1e-5)
     assert low < value <= high <= 1.0
+
+
+def test_correlation_of_points_that_stand_several_times(prediction):
+    rng = np.random.default_rng(0)
+    x, y, times = rng.integers(5, size=12), rng.normal(size=12), rng.integers(3, size=(20, 12))
+    times[0], times[1], times[2] = 0, np.eye(12)[0], x == 1
+    found = prediction.spearman(x, y, times)
+    assert np.isnan(found[:3]).all(), "nothing, one point, points of one value"
+    expected = [spearmanr(np.repeat(x, n), np.repeat(y, n)).statistic for n in times[3:]]
+    assert found[3:] == pytest.approx(expected, abs=1e-12)
