@@ -16,6 +16,7 @@ from laai.errors import UserError
 
 SIZES = ["--samples", "4", "--shots", "2", "--queries", "4", "--development", "4", "--pool", "30", "--seeds", "0"]
 SIZES += ["--counts", "2", "4", "--budgets", "3", "--strategies", "random", "k_center"]
+SIZES += ["--variants", "difference", "centred", "ridge", "scale by layer"]
 PAIRS = ["--pairs", "antonym:synonym", "word-sentiment:country-region"]
 
 
@@ -41,7 +42,7 @@ def run(analysis, tiny_folder, tmp_path, monkeypatch):
 def test_every_part(analysis, run, tmp_path, monkeypatch, capsys):
     parts = analysis[0].PARTS
     found = run()
-    assert [len(found[part]) for part in parts] == [1, 4, 4, 20, 2, 2, 1]
+    assert [len(found[part]) for part in parts] == [1, 4, 4, 8, 2, 2, 1]
     for part in ("strategies", "samples", "variants"):
         assert all(len(row["exact"]) == len(row["zero"]) == 4 for row in found[part])
     (cost,) = found["cost"]
