@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +57,7 @@ class Choice:
         choice_gain: mean rise of the right option's share of the options' probability, with the label prior that goes
             with the vector where there is one; None without choices.
         examples: how many counted; those on which the model overflows without a vector are left out.
+        factors: of the scale, one for each of `layers`; empty where all layers have all of it.
     """
 
     layers: tuple[int, ...]
@@ -68,10 +68,20 @@ class Choice:
     gain_high: float
     choice_gain: float | None
     examples: int
+    factors: tuple[float, ...] = ()
 
     def of(self, vector: Intervention) -> Intervention:
         """The chosen part of a vector at the chosen scale."""
-        return self.scale * vector.select(layers=self.layers)
+        part = self.scale * vector.select(layers=self.layers)
+        if not self.factors:
+            return part
+        by_layer = dict(zip(self.layers, self.factors, strict=True))
+        return part.with_vectors({key: by_layer[key[1]] * v for key, v in part.items()})
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The strength on each of `layers`."""
+        return tuple(self.scale * factor for factor in self.factors or (1.0,) * len(self.layers))
 
 
 @dataclass(frozen=True)
@@ -131,6 +141,7 @@ def right_options(
     examples: Sequence[Example],
     *,
     calibrate: bool = False,
+    reuse: Reuse | None = None,
 ) -> Right:
     """Measures the right option's probability in examples that have choices, with `vector` on some layers at a scale.
 
@@ -140,14 +151,15 @@ def right_options(
         template: writes the prompts.
         examples: labelled; those without choices are left out.
         calibrate: a `label_prior` goes with the vector, where it can; without the vector (scale 0) there is none.
+        reuse: prefixes that others ran on these examples; default: the options of all tries share their own.
     """
     having = [e for e in examples if e.choices]
-    reuse = Reuse() if vector.positions != "all" else None  # prefixes, which the options of all tries share
+    kept = (reuse or Reuse()) if vector.positions != "all" else None
     prior = calibrate and shifted_tokens(vector, template, having) is not None
 
     def right(layers: Sequence[int], scale: float) -> Tensor:
         with (scale * vector.select(layers=layers)).on(model):
-            found = choose_options(model.llm, template, having, reuse=reuse)
+            found = choose_options(model.llm, template, having, reuse=kept)
         shift = offsets(-torch.tensor([one.firsts for one in found])) if prior and scale else 0.0
         shares = [(shift - torch.tensor(one.nlls)).softmax(-1) for one in found]
         return torch.tensor([float(share[e.label]) for share, e in zip(shares, having, strict=True)])
@@ -205,30 +217,22 @@ def choose(found: Grid, right: Right | None = None) -> Choice:
         if rise.high >= 0:
             best, change = (place, number), rise.mean
             break
-    gain = bootstrap_interval(gains[best])
+    return judged(found.layers[best[0]], found.scales[best[1]], gains[best], change)
+
+
+def judged(
+    layers: Sequence[int], scale: float, gains: Tensor, change: float | None, factors: Sequence[float] = ()
+) -> Choice:
+    """The choice of a place that changes the answers' probability by `gains`, (examples,); `change`: `choice_gain`."""
+    gain = bootstrap_interval(gains)
     return Choice(
-        layers=found.layers[best[0]],
-        scale=found.scales[best[1]],
+        layers=tuple(layers),
+        scale=scale,
         helps=gain.n >= FEWEST and gain.low > 0 and (change is None or gain.mean >= LEAST_GAIN),
         gain=gain.mean,
         gain_low=gain.low,
         gain_high=gain.high,
         choice_gain=change,
         examples=gain.n,
+        factors=tuple(factors),
     )
-
-
-def choose_place(
-    model: LanguageModel,
-    vector: Intervention,
-    template: Template,
-    examples: Sequence[Example],
-    *,
-    calibrate: bool = True,
-    **options: Any,
-) -> Choice:
-    """`choose` from the `grid` of a vector (`options`: its own), by the `right_options` of examples that have some."""
-    found = grid(model, vector, template, examples, **options)
-    choices = any(example.choices for example in examples)
-    right = right_options(model, vector, template, examples, calibrate=calibrate) if choices else None
-    return choose(found, right)

@@ -11,11 +11,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from cast.choice import SCALES, Choice, choose_place
+from cast.choice import SCALES, Choice
 from cast.contrast_loop import discard, files_of
 from cast.cross_task_prompt import demonstrations_of, fitting
 from cast.extraction import extract
 from cast.label_prior import label_prior, with_label_prior
+from cast.place import choose_place
 from laai.compare import Evaluation, Method, compare
 from laai.data import FewShotDataModule
 from laai.errors import UserError

@@ -1,21 +1,25 @@
-"""A scale for each part of the depth: a chosen vector, part by part stronger, weaker or left out."""
+"""A scale for each part of the depth: a chosen vector, part by part stronger, weaker, left out or taken in again."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from cast.choice import right_options
+from cast.choice import Choice, judged, right_options
+from laai.batches import Reuse
 from laai.intervention import Intervention
 from laai.layers import find_decoder
-from laai.metrics import bootstrap_interval
+from laai.metrics import Interval, bootstrap_interval
 from laai.models import LanguageModel
 from laai.prompts import Template
 from laai.sweep import sweep
 from laai.tasks import Example
 
-MULTIPLES = (0.0, 0.5, 1.5, 2.0)
+PARTS = 6
+SCALES = (0.0, 0.5, 1.0, 1.5, 2.0)
 
 
 def scale_by_layer(
@@ -23,58 +27,82 @@ def scale_by_layer(
     vector: Intervention,
     template: Template,
     examples: Sequence[Example],
+    choice: Choice,
     *,
-    parts: int = 6,
-    multiples: Sequence[float] = MULTIPLES,
+    parts: int = PARTS,
+    scales: Sequence[float] = SCALES,
     calibrate: bool = True,
-) -> Intervention:
-    """Scale parts of a vector's layers, one after the other, wherever that makes answers likelier.
+) -> Choice:
+    """Go on from a choice of layers and one scale: give each part of the depth the scale that makes answers likeliest.
 
-    One pass from the last layers to the first. As in `cast.choice.choose`, a change is kept that raises the mean
-    probability of the whole answer, unless the right option's share falls below that of no vector by more than chance.
+    One pass from the last layers to the first. A change is kept if it raises the mean probability of the whole answer,
+    unless the right option's share falls below that of no vector by more than chance, as in `cast.choice.choose`.
 
     Args:
         model: the language model.
-        vector: at its chosen layers and scale, which is multiplied in.
+        vector: the whole vector, which the choice was made for.
         template: writes the prompts.
-        examples: labelled; those that layers and scale were chosen on.
-        parts: of the whole depth, each with its own factor.
-        multiples: factors to try beside 1.
+        examples: labelled; those of the choice.
+        choice: where to start. Of a vector at `residual` it is one layer, and is returned as it is.
+        parts: of the whole depth.
+        scales: to try for each part.
         calibrate: options are compared with a `label_prior`, where there is one.
-
-    Returns:
-        The vector at scale 1; its layers' factors are in its metadata, as `layer_scales`.
     """
+    if vector.sites != ["heads"]:
+        return choice
     depth = len(find_decoder(model.llm).layers)
     answers = [template.encode(e.input, answer=e.output) for e in examples]
     tokens = torch.tensor([len(prompt.answer) for prompt in answers])
-    factors = dict.fromkeys(vector.layers, 1.0)
+    start = dict.fromkeys(vector.layers, 0.0) | dict(zip(choice.layers, choice.scales, strict=True))
 
-    def scaled(by: dict[int, float]) -> Intervention:
-        return vector.with_vectors({key: vector.scale * by[key[1]] * v for key, v in vector.items()}, scale=1.0)
+    def scaled(by: Mapping[int, float]) -> Intervention:
+        return vector.with_vectors({key: by[key[1]] * v for key, v in vector.items()})
 
-    def likely(tries: Sequence[dict[int, float]]) -> list[float]:
-        nll = sweep(model, [scaled(by) for by in tries], [1.0], answers).nll[:, 0]
-        return (-nll * tokens).exp().nan_to_num(nan=0.0).mean(-1).tolist()
+    def probabilities(tries: Sequence[Mapping[int, float]]) -> Tensor:
+        """(tries, examples)"""
+        return (-sweep(model, [scaled(by) for by in tries], [1.0], answers).nll[:, 0] * tokens).exp()
 
-    (best,) = likely([factors])
-    before = None
-    if any(e.choices for e in examples):
-        before = right_options(model, vector, template, examples, calibrate=calibrate)(vector.layers, 0.0)
+    before, best = probabilities([dict.fromkeys(start, 0.0), start])
+    rise = _rise(model, vector, template, examples, calibrate)
+    at, risen = start, None
     for part in reversed(range(parts)):
-        inside = set(range(part * depth // parts, (part + 1) * depth // parts)) & factors.keys()
-        tries = [factors | dict.fromkeys(inside, factor) for factor in multiples]
-        found = likely(tries) if inside else []
-        for better, tried in sorted(zip(found, tries, strict=False), key=lambda one: -one[0]):
-            if better <= best:
+        inside = start.keys() & set(range(part * depth // parts, (part + 1) * depth // parts))
+        tries = [at | dict.fromkeys(inside, scale) for scale in scales]
+        found = probabilities(tries)
+        means = _mean(found, before)
+        for number in means.argsort(descending=True, stable=True).tolist():
+            if means[number] <= _mean(best, before):
                 break
-            if before is not None:
-                right = right_options(model, scaled(tried), template, examples, calibrate=calibrate)
-                change = (right(vector.layers, 1.0).nan_to_num(nan=0.0) - before)[before.isfinite()]
-                if len(change) and bootstrap_interval(change).high < 0:
-                    continue
-            best, factors = better, tried
-            break
-    made = scaled(factors)
-    made.metadata["layer_scales"] = {str(layer): factor for layer, factor in factors.items()}
-    return made
+            change = rise(scaled(tries[number]))
+            if change is None or change.high >= 0:
+                best, at, risen = found[number], tries[number], change
+                break
+    if at == start:
+        return choice
+    layers, scale = tuple(layer for layer in at if at[layer]), max(at.values())
+    gains = (best.nan_to_num(nan=0.0) - before)[before.isfinite()]
+    return judged(layers, scale, gains, risen and risen.mean, [at[layer] / scale for layer in layers])
+
+
+def _mean(probability: Tensor, before: Tensor) -> Tensor:
+    """Over the examples, the last dimension, on which the model does not overflow by itself."""
+    return probability[..., before.isfinite()].nan_to_num(nan=0.0).mean(-1)
+
+
+def _rise(
+    model: LanguageModel, vector: Intervention, template: Template, examples: Sequence[Example], calibrate: bool
+) -> Callable[[Intervention], Interval | None]:
+    """How much the right option's share rises under a scaled `vector`; None where there are no options."""
+    if not any(e.choices for e in examples):
+        return lambda scaled: None
+    options: dict[str, Any] = {"calibrate": calibrate, "reuse": Reuse()}
+    before = right_options(model, vector, template, examples, **options)(vector.layers, 0.0)
+    known = before.isfinite()
+
+    def rise(scaled: Intervention) -> Interval | None:
+        if not known.any():
+            return None  # it overflows on every example with choices
+        after = right_options(model, scaled, template, examples, **options)(scaled.layers, 1.0)
+        return bootstrap_interval((after.nan_to_num(nan=0.0) - before)[known])
+
+    return rise

@@ -125,9 +125,9 @@ def variants(rows: list[Row]) -> list[str]:
     sources = sorted({s for r in rows for s in r.get("sources", [])}) or sorted({r["source"] for r in rows})
     out += [f"`mean of tasks` is the mean over the vectors of {', '.join(sources)} (less a pair's target), this"]
     out += ["pair's source among them; `centred` is the vector less that mean, and so less a share of itself. `ridge`"]
-    out += ["adds what a map makes of each query's own state, `scale by layer` has a factor for each sixth of the"]
-    out += ["depth; they and `no label prior` are at the place of `difference`. Forced choice: targets with options."]
-    out.append("")
+    out += ["adds what a map makes of each query's own state at the place of `difference`; it, `no label prior` and"]
+    out += ["`norm kept` have no label prior. `scale by layer` goes on from the place of `difference` to a scale for"]
+    out += ["each sixth of the depth. Forced choice is over targets with options.", ""]
     heads = ["vector", "exact match", "− difference", "− zero-shot", "forced choice", "− difference", "− zero-shot"]
     out += [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * 6]
     known = [r for r in rows if r.get("choice") is not None]

@@ -35,10 +35,10 @@ from resuming import ends_in_one_line, kept_results
 
 import cast
 import laai
-from cast.choice import choose_place
 from cast.cross_task import of_equal_norm, without
 from cast.cross_task_prompt import demonstrations_of
 from cast.label_prior import label_prior, with_label_prior
+from cast.place import choose_place
 from cast.words import STRATEGIES, Strategy
 from laai.batches import Reuse
 from laai.compare import Method, compare

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from cast_transfer import find_task, thinned
 
-from cast.choice import Choice, choose_place, grid
+from cast.choice import Choice, grid
 from cast.contrast import Contrast
 from cast.cross_task import centred, without
 from cast.embeddings import state_embeddings
 from cast.extraction import contrast_of, extract_from
 from cast.label_prior import with_label_prior
 from cast.layer_scales import scale_by_layer
+from cast.place import choose_place
 from cast.ridge import RidgeMap, fit_ridge
 from cast.samples import Samples, draw
 from laai.batches import Reuse, to_device
@@ -115,7 +116,7 @@ class Study:
             self._zero[key] = _scored(self.measured(template, queries, target, seed, choices))
         zero = {"zero": self._zero[key]["exact"], "zero_choice": self._zero[key]["choice"]}
         place = {"layers": [choice.layers[0], choice.layers[-1]], "scale": choice.scale, "helps": choice.helps}
-        place["label_prior"] = "label_prior" in steering.metadata
+        place |= {"label_prior": "label_prior" in steering.metadata, "factors": choice.factors}
         return found | zero | {"gain": choice.gain, "place": place}
 
     def measured(
@@ -162,7 +163,7 @@ class Study:
         `mean of tasks` is what the sources of all --pairs have in common, `centred` the vector less that mean. The
         source is one of them: with n sources, `centred` is also less 1/n of the source's own vector. `ridge` adds what
         a ridge map predicts from each query's own state, at the place of `difference`; like `no label prior` it has
-        none. `scale by layer` scales sixths of the depth of `difference`, each by its own factor.
+        none. `scale by layer` goes on from there to a scale for each sixth of the depth.
         """
         pool, o = self.pool(source, target, seed), self.options
         drawn, options = draw(pool.examples, o.samples, o.shots, seed), dict[str, Any]()
@@ -185,14 +186,13 @@ class Study:
         if key not in self._choices:
             self._choices[key] = self.choice(vector, template, target, seed, places)
         choice = self._choices[key]
+        if variant == "scale by layer":
+            choice = scale_by_layer(self.model, vector, template, examples, choice)
         steering: Steering = choice.of(vector)
         if variant == "ridge":
             own = Template(self.model.tokenizer, pool)
             contrast = contrast_of(self.model, own, *drawn, site="heads", keep=True, progress=False)
             steering = choice.scale * fit_ridge(contrast, self.model).select(choice.layers)
-        elif variant == "scale by layer" and choice.scale:
-            scaled = scale_by_layer(self.model, choice.of(vector), template, examples)
-            steering = with_label_prior(self.model, scaled, template, examples)
         elif variant != "no label prior":
             steering = with_label_prior(self.model, choice.of(vector), template, examples)
         told = {"sources": sources_of(o.pairs, target)} if variant in CENTRED else {}

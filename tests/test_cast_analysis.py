@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 
@@ -74,6 +75,8 @@ def test_every_variant_is_another_vector(analysis, tiny, monkeypatch):
     here = Choice((0, 1, 2), 1.0, True, 0.1, 0.0, 0.2, None, 4)
     monkeypatch.setattr(study, "choice", lambda *given: tried.append(given[-1]) or here)
     monkeypatch.setattr(study, "under", lambda steering, *_, choices: {"steering": steering})
+    parted = dataclasses.replace(here, layers=(0, 2), factors=(1.0, 0.5))
+    monkeypatch.setattr(studies, "scale_by_layer", lambda *given: parted if given[-1] is here else None)
     vectors, placed, sources = {}, {}, {}
     for variant in studies.VARIANTS:
         row = study.variants("antonym", "synonym", 0, variant)
@@ -92,9 +95,8 @@ def test_every_variant_is_another_vector(analysis, tiny, monkeypatch):
     assert vectors["residual"].sites == ["residual"]
     assert placed["all layers"] == [(0, 1, 2)]
     assert len(tried) == len(studies.VARIANTS) - 3, "four variants share one search"
-    scaled = vectors["scale by layer"]
-    factors = scaled.metadata["layer_scales"]
-    assert all(torch.equal(v, factors[str(layer)] * plain[site, layer]) for (site, layer), v in scaled.items())
+    assert vectors["scale by layer"].layers == [0, 2]
+    torch.testing.assert_close(vectors["scale by layer"]["heads", 2].detach(), 0.5 * plain["heads", 2].detach())
     assert isinstance(vectors["ridge"], RidgeMap)
     for key, one in vectors["ridge"].maps.items():
         torch.testing.assert_close(one.mean, plain[key].detach(), rtol=1e-4, atol=1e-5)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from cast import label_prior as module
-from cast.choice import choose_place
 from cast.label_prior import first_tokens, label_prior, offsets, with_label_prior
+from cast.place import choose_place
 from laai.evaluate import choose_options
 from laai.intervention import Intervention
 from laai.prompts import Template

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+
 import pytest
 import torch
 
-from cast.layer_scales import MULTIPLES, scale_by_layer
+import cast.layer_scales as module
+from cast.choice import Choice, choose, grid
+from cast.layer_scales import scale_by_layer
+from cast.place import choose_place
 from laai.batches import to_device
 from laai.forward import answer_nll
 from laai.intervention import Intervention
@@ -13,23 +19,29 @@ from laai.prompts import Template, collate, pad_token
 from laai.tasks import Example, Task
 
 EXAMPLES = tuple(Example(f"word {i}", ("red", "blue")[i % 2], choices=("red", "blue"), label=i % 2) for i in range(6))
-TASK = Task("colours", EXAMPLES)
+FREE = tuple(dataclasses.replace(e, choices=None, label=None) for e in EXAMPLES)
+SCALES = (0.0, 1.0, 2.0)
 
 
-def probability(model, template, vector):
-    """Mean probability of the whole answers, by plain forwards of the steered model."""
+def probabilities(model, template, vector):
+    """Of the whole answers, by plain forwards of the steered model."""
     found = []
-    for e in EXAMPLES:
+    for e in template.task.examples:
         prompt = template.encode(e.input, answer=e.output)
         batch = to_device(collate([prompt], pad_token(model.tokenizer)), model.llm)
         with vector.on(model), torch.no_grad():
             found.append(float((-answer_nll(model.llm, batch).sum()).exp()))
-    return sum(found) / len(found)
+    return torch.tensor(found)
 
 
 @pytest.fixture
 def template(tiny):
-    return Template(tiny.tokenizer, TASK)
+    return Template(tiny.tokenizer, Task("colours", FREE))
+
+
+@pytest.fixture
+def with_options(tiny):
+    return Template(tiny.tokenizer, Task("colours", EXAMPLES))
 
 
 @pytest.fixture
@@ -37,38 +49,76 @@ def vector(tiny):
     return 0.5 * Intervention.random(tiny, "heads", range(3), norm=2.0, seed=3)
 
 
-def test_answers_get_no_less_likely_and_factors_are_told(tiny, template, vector):
-    before = {key: v.detach().clone() for key, v in vector.items()}
-    made = scale_by_layer(tiny, vector, template, EXAMPLES, parts=3)
-    factors = made.metadata["layer_scales"]
-    assert set(factors.values()) <= {1.0, *MULTIPLES}
-    assert set(factors.values()) != {1.0}
-    for (site, layer), v in made.items():
-        assert torch.equal(v, 0.5 * factors[str(layer)] * before[site, layer])
-    assert made.scale == 1.0
-    assert probability(tiny, template, made) > probability(tiny, template, vector)
-    assert all(torch.equal(v, before[key]) for key, v in vector.items()), "the given vector is left alone"
-    assert "layer_scales" not in vector.metadata
+def here(layers, scale, **more):
+    return dataclasses.replace(Choice(layers, scale, False, 0.0, 0.0, 0.0, None, 6), **more)
 
 
-def test_the_best_factor_of_a_part_is_taken(tiny, template, vector):
-    alone = vector.select(layers=[1])
-    tried = {f: probability(tiny, template, f * alone) for f in (1.0, *MULTIPLES)}
-    made = scale_by_layer(tiny, alone, template, EXAMPLES, parts=1, calibrate=False)
-    found = made.metadata["layer_scales"]["1"]
-    # One that costs right options may be passed over for the next.
-    assert found == 1.0 or tried[found] > tried[1.0]
-    free = Template(tiny.tokenizer, Task("free", tuple(Example(e.input, e.output) for e in EXAMPLES)))
-    made = scale_by_layer(tiny, alone, free, free.task.examples, parts=1)
-    assert made.metadata["layer_scales"]["1"] == max(tried, key=tried.__getitem__)
+def test_each_part_gets_the_scale_that_makes_answers_likeliest(tiny, template, vector):
+    """By hand: the last layer first, each with the others as they are by then; layer 1 was left out by the choice."""
+    at = {0: 1.0, 1: 0.0, 2: 1.0}
+    found = scale_by_layer(tiny, vector, template, FREE, here((0, 2), 1.0), parts=3, scales=SCALES)
+    for layer in (2, 1, 0):
+        tries = {s: at | {layer: s} for s in SCALES}
+        vectors = {s: vector.with_vectors({k: by[k[1]] * v for k, v in vector.items()}) for s, by in tries.items()}
+        tried = {s: probabilities(tiny, template, one).mean() for s, one in vectors.items()}
+        best = max(tried, key=tried.__getitem__)
+        at[layer] = best if tried[best] > tried[at[layer]] else at[layer]
+    assert dict(zip(found.layers, found.scales, strict=True)) == {layer: s for layer, s in at.items() if s}
+    assert set(at.values()) != {0.0, 1.0}
+    assert found.scale == max(found.scales)
+    gains = probabilities(tiny, template, found.of(vector)) - probabilities(tiny, template, 0.0 * vector)
+    assert found.gain == pytest.approx(float(gains.mean()), abs=1e-5)
+    assert found.gain_low <= found.gain <= found.gain_high
+    assert (found.examples, found.choice_gain) == (6, None)
 
 
-def test_what_costs_right_options_is_passed_over(tiny, template, vector, monkeypatch):
-    import cast.layer_scales as module
+def test_a_choice_with_factors_applies_them(vector):
+    part = here((0, 2), 2.0, factors=(0.25, 1.0)).of(vector)
+    assert (part.layers, part.scale) == ([0, 2], 1.0)
+    for layer, strength in ((0, 0.25), (2, 1.0)):
+        torch.testing.assert_close(part["heads", layer], strength * vector["heads", layer])
+    assert here((0, 2), 2.0, factors=(0.25, 1.0)).scales == (0.5, 2.0)
+    assert here((0, 2), 2.0).scales == (2.0, 2.0)
 
-    def losing(model, tried, *_, **__):
-        return lambda layers, scale: torch.full((6,), 0.9 if scale == 0.0 else 0.1)
 
-    monkeypatch.setattr(module, "right_options", losing)
-    made = scale_by_layer(tiny, vector, template, EXAMPLES, parts=3)
-    assert set(made.metadata["layer_scales"].values()) == {1.0}
+def test_it_goes_on_from_no_vector(tiny, template, vector):
+    found = scale_by_layer(tiny, vector, template, FREE, here((0, 1, 2), 0.0), parts=3)
+    assert found.scale > 0
+    assert found.gain > 0
+
+
+def test_nothing_changes_without_a_gain(tiny, template, vector, monkeypatch):
+    real = module.sweep
+    monkeypatch.setattr(module, "sweep", lambda *a: real(*a)._replace(nll=torch.ones(len(a[1]), 1, 6)))
+    given = here((0, 2), 1.0, gain=0.25, helps=True)
+    assert scale_by_layer(tiny, vector, template, FREE, given) is given
+
+
+def test_what_costs_right_options_is_passed_over(tiny, with_options, vector, monkeypatch):
+    shares = itertools.chain([0.9], itertools.repeat(0.1))
+    monkeypatch.setattr(module, "right_options", lambda *_, **__: lambda *_: torch.full((6,), next(shares)))
+    given = here((0, 1, 2), 1.0)
+    assert scale_by_layer(tiny, vector, with_options, EXAMPLES, given, parts=3) is given
+    monkeypatch.setattr(module, "right_options", lambda *_, **__: lambda *_: torch.full((6,), 0.5))
+    found = scale_by_layer(tiny, vector, with_options, EXAMPLES, given, parts=3)
+    assert (found.scales != given.scales, found.choice_gain) == (True, 0.0)
+
+
+def test_one_residual_layer_stays_as_it_is(tiny, template):
+    residual, given = Intervention.random(tiny, "residual", range(3)), here((1,), 1.0)
+    assert scale_by_layer(tiny, residual, template, FREE, given) is given
+
+
+def test_the_search_from_start_to_end(tiny, with_options, vector):
+    options = {"scales": (0.5, 1.0), "progress": False}
+    plain = choose_place(tiny, vector, with_options, EXAMPLES, calibrate=False, **options)
+    found = choose_place(tiny, vector, with_options, EXAMPLES, calibrate=False, by_layer=True, **options)
+    assert plain == choose(
+        grid(tiny, vector, with_options, EXAMPLES, **options),
+        module.right_options(tiny, vector, with_options, EXAMPLES),
+    )
+    assert found == scale_by_layer(tiny, vector, with_options, EXAMPLES, plain, calibrate=False)
+    assert found.gain > plain.gain
+    before = probabilities(tiny, with_options, 0.0 * vector)
+    after = probabilities(tiny, with_options, found.of(vector))
+    assert found.gain == pytest.approx(float((after - before).mean()), abs=1e-5)
