@@ -60,7 +60,7 @@ class LAAIModule(LightningModule):
         prior: what both penalties pull towards: `zero`, or the `start`, from which heads or layers that the task does
             not need to change then do not move.
         distill: weight of the divergence from the model's own few-shot answers, each training example behind the
-            others: it keeps ten examples from overruling what the model knows. 0 for the likelihood alone.
+            others, of 5 or more: it keeps them from overruling what the model knows. 0 for the likelihood alone.
         optimizer: any of torch.optim, with its options, weight decay among them. Its learning rate is in units of the
             activations' root mean square at each vector's site, so that one rate serves all layers, sites and models.
         prefix_cache: memory on the device for the frozen prefixes of training examples, and as much again for those of
@@ -165,7 +165,7 @@ class LAAIModule(LightningModule):
         self.rms = {layer: statistics.rms(layer) for layer in layers}
         start, examples = start_of(self, layers), self.data.splits.train
         self.centre = {key: v.detach().clone() for key, v in start.items()} if self.prior == "start" else {}
-        self.teacher = few_shot_teacher(llm, self.template, examples) if self.distill and len(examples) > 1 else []
+        self.teacher = few_shot_teacher(llm, self.template, examples) if self.distill else []
         several = (self.data.batch_size or len(examples)) < len(examples)  # batches, in an order of the epoch's own
         self.steered = SteeredLM(llm, start, self.prefix_cache, alone=several, recompute=self.activation_checkpointing)
 

@@ -15,6 +15,9 @@ from laai.tasks import Example
 MAX_SHOTS = 16
 """Demonstrations shown at most before a training example's query, whatever the number of examples."""
 
+FEWEST_EXAMPLES = 5
+"""Training examples from which on the teacher is heard: behind one demonstration it knows the task too badly."""
+
 
 def other_examples(examples: Sequence[Example]) -> list[list[Example]]:
     """For each example the others, in order; from `MAX_SHOTS` others on, those that follow it, around the end."""
@@ -33,13 +36,15 @@ def few_shot_teacher(
     Args:
         llm: the model, unsteered.
         template: writes the prompts.
-        examples: at least 2.
+        examples: all training examples.
         batch_size: prompts run at a time.
 
     Returns:
         For each example (answer tokens, vocabulary), in the LLM's dtype, on its device. The answer's tokens are those
-        that follow its zero-shot prompt.
+        that follow its zero-shot prompt. Nothing for fewer than `FEWEST_EXAMPLES`.
     """
+    if len(examples) < FEWEST_EXAMPLES:
+        return []
     prompts: list[Prompt] = []
     for example, shown in zip(examples, other_examples(examples), strict=True):
         few_shot, zero_shot = template.encode(example.input, shown), template.encode(example.input, (), example.output)

@@ -242,4 +242,4 @@ def test_prompts_longer_than_a_table_of_positions_are_refused(character_model, n
     with pytest.raises(UserError, match=f"more than {limit} positions"):
         measure(model.llm, template, [(0, task.examples[1])])
     with pytest.raises(UserError, match=f"more than {limit} positions"):
-        few_shot_teacher(model.llm, template, task.examples)
+        few_shot_teacher(model.llm, template, 3 * task.examples)
