@@ -155,7 +155,7 @@ def right_options(
     """
     having = [e for e in examples if e.choices]
     kept = (reuse or Reuse()) if vector.positions != "all" else None
-    prior = calibrate and shifted_tokens(vector, template, having) is not None
+    prior = calibrate and shifted_tokens(vector, template, examples) is not None
 
     def right(layers: Sequence[int], scale: float) -> Tensor:
         with (scale * vector.select(layers=layers)).on(model):

@@ -36,7 +36,7 @@ def check_output(name: str, option: str = "--output") -> Path:
         while not folder.exists():
             folder = folder.parent
         # Tried rather than asked: permissions, read-only disks and names that are too long all show by it.
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}.partial.0."):
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}.partial-00.0.", suffix=".tmp"):
             pass
     except OSError as error:
         found = f"{path}: {error.strerror or error}"

@@ -139,6 +139,8 @@ def _transfer(options: Any) -> None:
         raise UserError(f"expected --test as at least 1, found {options.test}: the vector is measured on these queries")
     output = check_output(options.output) if options.output else None
     table = check_output(options.json, "--json") if options.json else None
+    if output and output == table:
+        raise UserError(f"expected --output and --json as two files, found {output} twice: name another")
     written = output or table
     partial = written.with_name(f"{written.name}.partial") if written else None
     trainer = trainer_of(options.devices, options.precision)

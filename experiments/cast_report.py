@@ -134,8 +134,8 @@ def report(cells: list[dict[str, Row]], facts: Row) -> str:
 def held_to_options(cells: Sequence[dict[str, Row]]) -> list[str]:
     """CAST's exact match beside what decoding that can say nothing but options would give, with and without vectors.
 
-    A grammar, or the options' likelihoods, repair the form of answers without a vector: what is right then is what
-    forced choice counts.
+    Taking the likeliest option repairs the form of answers without a vector: what is right then is what forced choice
+    counts.
     """
     held = {m: f"{m}, held to options" for m in ("zero-shot", "label prior", "cast")}
     known = [
@@ -145,14 +145,16 @@ def held_to_options(cells: Sequence[dict[str, Row]]) -> list[str]:
     known = [cell for cell in known if held["zero-shot"] in cell]
     if not known:
         return ["No target has options that decoding could be held to."]
-    out = ["Where there are options, decoding held to them (by a grammar, or by their likelihoods) repairs the form"]
-    out += ["without a vector: it answers what forced choice counts. Free decoding with the vector, against that:", ""]
-    out += ["| exact match | | cast − it |", "| --- | ---: | ---: |"]
-    for name in held.values():
-        there = [cell for cell in known if name in cell]
-        found = f"{_number(mean(there, name, 'exact'))} | {with_interval(paired(there, 'cast', name, 'exact'))}"
-        out.append(f"| {name} | {found} |")
-    out.append(f"| cast | {_number(mean(known, 'cast', 'exact'))} | |")
+    out = ["Where there are options, taking the likeliest of them repairs the form of answers without a vector: it is"]
+    out += ["right where forced choice is. Free decoding with the vector against that, over the same pairs:", ""]
+    out += ["| held to options | pairs | exact match | cast, free | cast, free − held |", "| --- |" + " ---: |" * 4]
+    for method, name in held.items():
+        if there := [cell for cell in known if name in cell]:
+            means = " | ".join(_number(mean(there, one, "exact")) for one in (name, "cast"))
+            out.append(f"| {method} | {len(there)} | {means} | {with_interval(paired(there, 'cast', name, 'exact'))} |")
+    if both := [cell for cell in known if {held["label prior"], held["cast"]} <= cell.keys()]:
+        rise = with_interval(paired(both, held["cast"], held["label prior"], "exact"))
+        out += ["", f"The vector adds {rise} to the label prior, both held to options."]
     return out
 
 

@@ -77,7 +77,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     facts = {name: getattr(options, name) for name in ("base_model", "queries", "site", "at_steps")} | {"steps": STEPS}
-    facts |= {} if options.distill is None else {"distill": options.distill}
+    facts["distill"] = options.distill  # None, as in files of before: LAAI's own
     rows: list[Row] = kept_results(parser, options.json, facts).get("rows", [])
     done = {(r["task"], r["seed"], r["size"], r["start"]) for r in rows}
     cells = [] if options.report else [(seed, task) for seed in options.seeds for task in options.tasks]

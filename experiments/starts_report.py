@@ -63,7 +63,7 @@ def report(rows: list[Row], facts: Row) -> str:
     starts = list(dict.fromkeys(r["start"] for r in rows))
     sizes = sorted({r["size"] for r in rows})
     tasks, seeds = sorted({r["task"] for r in rows}), sorted({r["seed"] for r in rows})
-    about = ", ".join(f"{name} {value}" for name, value in facts.items())
+    about = ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
     out = ["# Starts of LAAI", "", f"{len(tasks)} tasks ({', '.join(tasks)}), seeds {seeds}; {about}.", ""]
     out += ["Mean exact match after learning, by number of examples (over how many tasks and seeds, if not all):", ""]
     out += [f"| start | {' | '.join(map(str, sizes))} |", "| --- |" + " ---: |" * len(sizes)]

@@ -26,6 +26,14 @@ class Interruption(pl.Callback):
         """Again: Lightning has by now put its own handler first, which waits for processes that may be saving."""
         self._listen(*_)
 
+    def on_sanity_check_start(self, *_: Any) -> None:
+        """Likewise, in what may come before that."""
+        self._listen(*_)
+
+    def on_validation_start(self, *_: Any) -> None:
+        """Likewise, in `validate`."""
+        self._listen(*_)
+
     def on_test_start(self, *_: Any) -> None:
         """Likewise."""
         self._listen(*_)

@@ -146,11 +146,13 @@ def test_decoding_held_to_options_answers_what_forced_choice_counts(matrix):
     free = {"zero-shot": row([0, 0, 0, 0], [None] * 4), "cast": row([1, 1, 1, 1], [None] * 4)}
     lines = cast_report.held_to_options([options, free])
     table = {line.split(" | ")[0]: line.split(" | ")[1:] for line in lines if line.startswith("| ")}
-    assert table["| zero-shot, held to options"][0] == "0.750"
-    assert table["| zero-shot, held to options"][1].startswith("-0.250 (")
-    assert table["| cast, held to options"][0] == "1.000"
-    assert table["| label prior, held to options"] == ["-", "- |"]
-    assert table["| cast"][0] == "0.500", "over pairs with options alone"
+    assert table["| zero-shot"][:3] == ["1", "0.750", "0.500"], "over pairs with options alone"
+    assert table["| zero-shot"][3].startswith("-0.250 (")
+    assert table["| cast"][:3] == ["1", "1.000", "0.500"]
+    assert "| label prior" not in table
+    lines = cast_report.held_to_options([options | {"label prior": row([0, 0, 0, 0], [1, 0, 0, 0])}, options])
+    assert next(line for line in lines if line.startswith("| label prior | 1 | 0.250 | 0.500 |"))
+    assert lines[-1].startswith("The vector adds +0.750 (")
     assert "No target has options" in cast_report.held_to_options([free])[0]
 
 

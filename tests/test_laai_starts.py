@@ -61,6 +61,8 @@ def test_learning_by_the_likelihood_alone(run, study, monkeypatch):
     run("--sizes", "2", "--starts", "zero", "prior", "--distill", "0")
     assert [m.distill for m in seen] == [0.0, 0.0]
     assert [m.prior for m in seen] == ["zero", "start"]
+    with pytest.raises(SystemExit):
+        run("--sizes", "2", "--starts", "zero")
 
 
 def test_other_tasks_show_nothing_that_is_tested(study, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -55,6 +57,16 @@ def test_options_of_unequal_number(character_model, letter_task):
     assert len(right) == 8
     choice = choose_place(model, vector, template, letter_task.examples, progress=False)
     assert (choice.examples, choice.choice_gain is None) == (12, False)
+
+
+def test_no_label_prior_where_some_examples_have_no_options(tiny, word_task):
+    """None would be added to the vector."""
+    template, examples = Template(tiny.tokenizer, word_task), list(word_task.examples[:8])
+    vector = Intervention.random(tiny, "heads", range(3), norm=2.0, seed=1)
+    mixed = [*examples[:7], dataclasses.replace(examples[7], choices=None, label=None)]
+    shares = [right_options(tiny, vector, template, mixed, calibrate=c)(range(3), 2.0) for c in (True, False)]
+    assert len(shares[0]) == 7
+    assert torch.equal(*shares)
 
 
 def test_options_with_the_label_prior_that_goes_with_a_vector(tiny, word_task):

@@ -81,6 +81,8 @@ def test_slips_in_extract_are_told_before_the_model_loads(capsys, no_model, extr
         (["--test", "0"], "expected --test as at least 1, found 0"),
         (["--output", "folder"], "expected --output as a file to write, found the folder folder"),
         (["--json", "folder"], "expected --json as a file to write"),
+        (["--output", "one", "--json", "./one"], "expected --output and --json as two files, found one twice"),
+        (["--output", 232 * "v"], "File name too long"),
         (["--source", "antonym", "antonym"], "expected each source once, found 'antonym' twice"),
         (["--source", "antonym=1", "antonym=2"], "expected each source once, found 'antonym' twice"),
         (["--source", "file.jsonl", "./file.jsonl"], "expected each task once, found 'file' twice"),
