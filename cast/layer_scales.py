@@ -36,7 +36,7 @@ def scale_by_layer(
     """Go on from a choice of layers and one scale: give each part of the depth the scale that makes answers likeliest.
 
     One pass from the last layers to the first. A change is kept if it raises the mean probability of the whole answer,
-    unless the right option's share falls below that of no vector by more than chance, as in `cast.choice.choose`.
+    unless the right option's share falls below what the choice made it by more than chance.
 
     Args:
         model: the language model.
@@ -63,7 +63,7 @@ def scale_by_layer(
         return (-sweep(model, [scaled(by) for by in tries], [1.0], answers).nll[:, 0] * tokens).exp()
 
     before, best = probabilities([dict.fromkeys(start, 0.0), start])
-    rise = _rise(model, vector, template, examples, calibrate)
+    rise = _rise(model, scaled(start), bool(choice.scale), template, examples, calibrate)
     at, risen = start, None
     for part in reversed(range(parts)):
         inside = start.keys() & set(range(part * depth // parts, (part + 1) * depth // parts))
@@ -81,7 +81,8 @@ def scale_by_layer(
         return choice
     layers, scale = tuple(layer for layer in at if at[layer]), max(at.values())
     gains = (best.nan_to_num(nan=0.0) - before)[before.isfinite()]
-    return judged(layers, scale, gains, risen and risen.mean, [at[layer] / scale for layer in layers])
+    among = None if risen is None else (choice.choice_gain or 0.0) + risen.mean
+    return judged(layers, scale, gains, among, [at[layer] / scale for layer in layers])
 
 
 def _mean(probability: Tensor, before: Tensor) -> Tensor:
@@ -90,13 +91,18 @@ def _mean(probability: Tensor, before: Tensor) -> Tensor:
 
 
 def _rise(
-    model: LanguageModel, vector: Intervention, template: Template, examples: Sequence[Example], calibrate: bool
+    model: LanguageModel,
+    start: Intervention,
+    steers: bool,
+    template: Template,
+    examples: Sequence[Example],
+    calibrate: bool,
 ) -> Callable[[Intervention], Interval | None]:
-    """How much the right option's share rises under a scaled `vector`; None where there are no options."""
+    """How much the right option's share rises against `start`, if it `steers`; None where there are no options."""
     if not any(e.choices for e in examples):
         return lambda scaled: None
     options: dict[str, Any] = {"calibrate": calibrate, "reuse": Reuse()}
-    before = right_options(model, vector, template, examples, **options)(vector.layers, 0.0)
+    before = right_options(model, start, template, examples, **options)(start.layers, float(steers))
     known = before.isfinite()
 
     def rise(scaled: Intervention) -> Interval | None:

@@ -102,6 +102,8 @@ def test_what_costs_right_options_is_passed_over(tiny, with_options, vector, mon
     monkeypatch.setattr(module, "right_options", lambda *_, **__: lambda *_: torch.full((6,), 0.5))
     found = scale_by_layer(tiny, vector, with_options, EXAMPLES, given, parts=3)
     assert (found.scales != given.scales, found.choice_gain) == (True, 0.0)
+    found = scale_by_layer(tiny, vector, with_options, EXAMPLES, dataclasses.replace(given, choice_gain=0.25), parts=3)
+    assert found.choice_gain == 0.25, "against no vector"
 
 
 def test_one_residual_layer_stays_as_it_is(tiny, template):
@@ -122,3 +124,19 @@ def test_the_search_from_start_to_end(tiny, with_options, vector):
     before = probabilities(tiny, with_options, 0.0 * vector)
     after = probabilities(tiny, with_options, found.of(vector))
     assert found.gain == pytest.approx(float((after - before).mean()), abs=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_right_options_count_against_what_the_choice_made_of_them(tiny, with_options, vector, monkeypatch, scale):
+    asked = []
+
+    def options(model, steering, *_, **__):
+        return lambda layers, strength: asked.append(strength * steering) or torch.full((6,), 0.5)
+
+    monkeypatch.setattr(module, "right_options", options)
+    scale_by_layer(tiny, vector, with_options, EXAMPLES, here((0, 2), scale), parts=3)
+    before = asked[0]
+    assert before.scale == scale * 0.5
+    for layer in (0, 1, 2):
+        expected = (scale if layer != 1 else 0.0) * vector["heads", layer]
+        torch.testing.assert_close(before.scale * before["heads", layer], 0.5 * expected)
