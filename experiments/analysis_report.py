@@ -123,16 +123,22 @@ def variants(rows: list[Row]) -> list[str]:
     """Exact match by kind of vector."""
     out, whole = ["## What is added, and how", "", over(rows), ""], cells(rows, "exact")
     sources = sorted({s for r in rows for s in r.get("sources", [])}) or sorted({r["source"] for r in rows})
-    out += [f"`mean of tasks` is the mean over the vectors of {', '.join(sources)} (less a pair's target), this"]
-    out += ["pair's source among them; `centred` is the vector less that mean, and so less a share of itself. `ridge`"]
-    out += ["adds what a map makes of each query's own state at the place of `difference`; it, `no label prior` and"]
-    out += ["`norm kept` have no label prior. `scale by layer` goes on from the place of `difference` to a scale for"]
-    out += ["each sixth of the depth. Forced choice is over targets with options.", ""]
+    told = {
+        "mean of tasks": f"is the mean over the vectors of {', '.join(sources)} (less a pair's target)",
+        "centred": "is the vector less the mean of tasks, and so less a share of itself",
+        "ridge": "adds what a map makes of each query's own state, at the place of `difference`, without a label prior",
+        "no label prior": "is at the place of `difference`",
+        "norm kept": "has no label prior",
+        "scale by layer": "goes on from the place of `difference` to a scale for each sixth of the depth",
+    }
+    names = list(dict.fromkeys(r["variant"] for r in rows))
+    notes = [f"`{name}` {note}" for name, note in told.items() if name in names]
+    out += ["; ".join([*notes, "forced choice is over targets with options."]), ""]
     heads = ["vector", "exact match", "− difference", "− zero-shot", "forced choice", "− difference", "− zero-shot"]
     out += [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * 6]
     known = [r for r in rows if r.get("choice") is not None]
     all_known = cells(known, "choice")
-    for name in dict.fromkeys(r["variant"] for r in rows):
+    for name in names:
         exact, plain = (cells(rows, "exact", variant=v) for v in (name, "difference"))
         against = "" if name == "difference" else difference(exact, plain)
         zero = difference(exact, cells(rows, "zero", variant=name))
