@@ -45,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
+    except SystemExit as end:  # Lightning ends with 1 after Ctrl-C in its loops
+        sys.exit(130 if isinstance(end.__context__, KeyboardInterrupt) else end.code)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted\n")
+        sys.exit(130)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -218,3 +218,20 @@ def test_generate_writes_a_chat_without_a_task(extracted, tiny, capsys):
     out = tiny.llm.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :]
     written = capsys.readouterr().out
     assert repr(tiny.tokenizer.decode(out, skip_special_tokens=True).strip()) in written
+
+
+@pytest.mark.parametrize("in_a_loop", [False, True])
+def test_ctrl_c_ends_without_a_traceback(capsys, monkeypatch, in_a_loop):
+    def interrupted(*_, **__):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            if in_a_loop:
+                sys.exit(1)  # as Lightning does
+            raise
+
+    monkeypatch.setattr("laai.tasks.load_task", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main(["tasks", "file.jsonl"])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == ("" if in_a_loop else "\ninterrupted\n")
