@@ -45,9 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
-    except SystemExit as end:  # Lightning ends with 1 after Ctrl-C in its loops
-        sys.exit(130 if isinstance(end.__context__, KeyboardInterrupt) else end.code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:  # Lightning makes the one the other, with code 1, in its loops
+        if not isinstance(end, KeyboardInterrupt) and not isinstance(end.__context__, KeyboardInterrupt):
+            raise
         sys.stderr.write("\ninterrupted\n")
         sys.exit(130)
 

@@ -234,4 +234,4 @@ def test_ctrl_c_ends_without_a_traceback(capsys, monkeypatch, in_a_loop):
     with pytest.raises(SystemExit) as ended:
         main(["tasks", "file.jsonl"])
     assert ended.value.code == 130
-    assert capsys.readouterr().err == ("" if in_a_loop else "\ninterrupted\n")
+    assert capsys.readouterr().err == "\ninterrupted\n"
