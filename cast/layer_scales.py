@@ -67,6 +67,8 @@ def scale_by_layer(
     at, risen = start, None
     for part in reversed(range(parts)):
         inside = start.keys() & set(range(part * depth // parts, (part + 1) * depth // parts))
+        if not inside:
+            continue
         tries = [at | dict.fromkeys(inside, scale) for scale in scales]
         found = probabilities(tries)
         means = _mean(found, before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -87,8 +88,9 @@ class TaskMetrics(nn.Module):
 
     def reset(self) -> None:
         """Forget all examples."""
-        for metric in self.children():
-            metric.reset()  # type: ignore[operator]
+        metrics: Any = self.children()
+        for metric in metrics:
+            metric.reset()
 
     @staticmethod
     def _add(metric: PerExample, pairs: Sequence[tuple[int, float]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,8 @@ def share_prefix(llm: nn.Module, prompts: Sequence[Prompt]) -> SharedPrefix | No
     length = common_length([prompt.prefix for prompt in prompts]) if len(prompts) > 1 else 0
     if length < max(WORTHWHILE, SHARE * sum(len(prompt.prompt) for prompt in prompts) / max(len(prompts), 1)):
         return None
-    ids = torch.tensor(prompts[0].prefix[:length], device=llm.get_input_embeddings().weight.device)  # type: ignore[operator]
+    untyped: Any = llm
+    ids = torch.tensor(prompts[0].prefix[:length], device=untyped.get_input_embeddings().weight.device)
     prefix = run_prefix(llm, ids[None], torch.ones_like(ids[None]))
     return None if prefix is None else SharedPrefix(ids, prefix)
 

@@ -30,13 +30,15 @@ def apart(cache: DynamicCache) -> DynamicCache:
 
     The layers hold what they held, however often they are asked. Only for forwards inside `splitting`.
     """
-    for layer in cache.layers:
-        layer.update = partial(_mark, (layer.keys, layer.values))  # type: ignore[method-assign, union-attr]
+    layers: Any = cache.layers
+    for layer in layers:
+        layer.update = partial(_mark, (layer.keys, layer.values))
     return cache
 
 
 def _mark(kept: Any, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-    key.frozen_prefix = kept  # type: ignore[attr-defined]
+    marked: Any = key
+    marked.frozen_prefix = kept
     return key, value
 
 
@@ -78,13 +80,15 @@ def split_attention(
     Returns:
         (batch, tokens, heads, width) in the dtype of `value`.
     """
-    keys, values = key.frozen_prefix  # type: ignore[attr-defined]
+    marked: Any = key
+    keys, values = marked.frozen_prefix
     device = query.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
     query, key, value, keys, values = (x.to(dtype) for x in (query, key, value, keys, values))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     with torch.autocast(device, enabled=False):
-        out: Tensor = _Split.apply(query, key, value, keys, values, attention_mask, scaling, softcap, s_aux)  # type: ignore[no-untyped-call]
+        untyped: Any = _Split
+        out: Tensor = untyped.apply(query, key, value, keys, values, attention_mask, scaling, softcap, s_aux)
     return out, None
 
 

@@ -218,7 +218,10 @@ def test_the_rate_is_in_units_of_the_activations(learn, tiny, words_data, word_t
             text = f"Name the colour.\n\nQ: {example.input}\nA:"
             for layer, block in enumerate(tiny.llm.model.layers):
                 of_layer = squares.setdefault(layer, [])
-                keep = lambda x, to=of_layer: to.append(x[0, -1].square().mean())  # noqa: E731
+
+                def keep(x, to=of_layer):
+                    to.append(x[0, -1].square().mean())
+
                 if site == "residual":
                     handle = block.register_forward_hook(lambda _, __, out, keep=keep: keep(out))
                 else:
