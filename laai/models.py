@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,30 +15,18 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
+from laai.config_hash import config_hash
 from laai.default_model import GGUF_SHA256, default_model_folder
 from laai.errors import UserError
 from laai.files import check_name
+from laai.quantised import keep_differentiable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-# What decides the shapes and the function of a decoder. Listed, rather than all fields minus some, because transformers
-# adds and renames others from version to version. Fields that are absent, None, False or empty do not count.
-ARCHITECTURE_FIELDS = (
-    "model_type hidden_size num_hidden_layers vocab_size max_position_embeddings intermediate_size ffn_dim n_inner "
-    "hidden_act activation_function hidden_activation rms_norm_eps layer_norm_eps layer_norm_epsilon norm_epsilon "
-    "rope_parameters partial_rotary_factor sliding_window tie_word_embeddings attention_bias mlp_bias use_bias "
-    "parallel_attn alibi use_parallel_residual new_decoder_architecture multi_query do_layer_norm_before "
-    "word_embed_proj_dim scale_attn_weights qk_norm use_qk_norm query_pre_attn_scalar attn_logit_softcapping "
-    "final_logit_softcapping embedding_multiplier residual_multiplier attention_multiplier logits_scaling logit_scale "
-    "num_experts num_local_experts n_routed_experts n_shared_experts num_experts_per_tok moe_intermediate_size "
-    "kv_lora_rank q_lora_rank qk_rope_head_dim qk_nope_head_dim v_head_dim state_size conv_kernel expand"
-)
 
 # Names llama.cpp gives to tokenizers that split digits one by one before the byte-level rule; transformers' GGUF reader
 # ignores the name, and then tokenizes the white space before a digit differently ("\n\n1" as "\n", "\n", "1").
@@ -89,6 +76,7 @@ class LanguageModel:
         """Freeze the model and prepare the tokenizer."""
         self.llm.train(False)
         self.llm.requires_grad_(False)
+        keep_differentiable(self.llm)
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.unk_token
@@ -108,35 +96,6 @@ class LanguageModel:
     def identity(self) -> dict[str, str | None]:
         """What a saved intervention records of the model that it was made on."""
         return {"base_model": self.name, "revision": self.revision, "config_hash": self.config_hash}
-
-
-def config_hash(config: PretrainedConfig) -> str:
-    """16 hex digits (sha256) over the fields of the text model's config that decide its architecture.
-
-    Dtype, names, token ids, caching, attention implementation, quantisation and generation settings do not count, so
-    a model keeps its hash through saving, converting, quantising and upgrading transformers.
-    """
-    text = config.get_text_config()
-    fields = {name: _canonical(getattr(text, name, None)) for name in ARCHITECTURE_FIELDS.split()}
-    heads = getattr(text, "num_attention_heads", None)
-    if isinstance(heads, int) and heads:  # written out, because whether a config states these two depends on its age
-        fields["num_attention_heads"] = _canonical(heads)
-        fields["num_key_value_heads"] = _canonical(getattr(text, "num_key_value_heads", None) or heads)
-        fields["head_dim"] = _canonical(getattr(text, "head_dim", None) or text.hidden_size // heads)
-    stated = json.dumps({name: value for name, value in fields.items() if value is not None}, sort_keys=True)
-    return hashlib.sha256(stated.encode()).hexdigest()[:16]
-
-
-def _canonical(value: object) -> object:
-    """One spelling for values that files write in several: 1e-05 and its float32 neighbour, 10000 and 10000.0."""
-    if isinstance(value, dict):
-        items = {str(key): _canonical(item) for key, item in value.items()}
-        return {key: item for key, item in items.items() if item is not None} or None
-    if isinstance(value, (list, tuple)):
-        return [_canonical(item) for item in value] or None
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(int(value)) if float(value).is_integer() else f"{value:.6g}"
-    return value or None
 
 
 def load_model(

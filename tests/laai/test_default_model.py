@@ -225,7 +225,7 @@ def default():
 def test_default_model_is_the_published_architecture(default):
     from transformers import LlamaConfig
 
-    from laai.models import config_hash
+    from laai.config_hash import config_hash
 
     published = LlamaConfig(
         hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from laai.config_hash import config_hash
 from laai.errors import UserError
 from laai.intervention import Intervention
-from laai.models import config_hash
 from tests.tiny_models import build, hooks_of, shared, tokens
 
 A = {("residual", 0): torch.arange(4.0), ("heads", 1): torch.tensor([1.0, -2.0, 3.0, -4.0])}

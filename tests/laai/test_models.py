@@ -22,8 +22,9 @@ from transformers import (
 )
 
 import laai.models
+from laai.config_hash import config_hash
 from laai.errors import UserError
-from laai.models import LanguageModel, config_hash, load_model
+from laai.models import LanguageModel, load_model
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 VOCABULARY = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), "ĊĊ"]
