@@ -26,6 +26,7 @@ from laai.models import LanguageModel
 from laai.prompts import Template
 from laai.sweep import sweep
 from laai.tasks import Example
+from laai.words import Site
 
 TRIES = 20
 """Places, best first, whose options are looked at, which costs a forward for each of them."""
@@ -58,6 +59,7 @@ class Choice:
             with the vector where there is one; None without choices.
         examples: how many counted; those on which the model overflows without a vector are left out.
         factors: of the scale, one for each of `layers`; empty where all layers have all of it.
+        site: that keeps its vectors; None: all that the vector has.
     """
 
     layers: tuple[int, ...]
@@ -69,10 +71,11 @@ class Choice:
     choice_gain: float | None
     examples: int
     factors: tuple[float, ...] = ()
+    site: Site | None = None
 
     def of(self, vector: Intervention) -> Intervention:
         """The chosen part of a vector at the chosen scale."""
-        part = self.scale * vector.select(layers=self.layers)
+        part = self.scale * vector.select(layers=self.layers, site=self.site)
         if not self.factors:
             return part
         by_layer = dict(zip(self.layers, self.factors, strict=True))

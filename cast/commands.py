@@ -107,7 +107,9 @@ def add_transfer(commands: Parsers) -> None:
         "--development", type=int, default=20, help="labelled target examples to choose on (default: 20)"
     )
     parser.add_argument("--test", type=int, default=100, help="test queries at most (default: 100)")
-    parser.add_argument("--site", choices=SITES, default="heads", help="where vectors are added (default: heads)")
+    parser.add_argument(
+        "--site", choices=[*SITES, "both"], default="both", help="where vectors are added (both: where they serve best)"
+    )
     parser.add_argument("--centre", nargs="+", default=[], metavar="TASK", help="tasks whose mean vector is taken off")
     parser.add_argument(
         "--always", action="store_true", help="apply and write a vector that is not expected to help too"
@@ -153,8 +155,8 @@ def _transfer(options: Any) -> None:
     model = load_model(options.base_model, dtype=options.dtype)
     found = transfer(
         model, sources, target, development=options.development, test=options.test, refuse=not options.always,
-        site=options.site, centre=centre, calibrate=not options.no_label_prior, trainer=trainer,
-        partial=partial, **selection(options),
+        site=SITES if options.site == "both" else options.site, centre=centre, trainer=trainer, partial=partial,
+        calibrate=not options.no_label_prior, **selection(options),
     )  # fmt: skip
     if not trainer.is_global_zero:
         return
@@ -182,11 +184,10 @@ def said_of(choice: Choice, chosen_on: str) -> str:
     layers = f"layers {choice.layers[0]} to {choice.layers[-1]}"
     if len(choice.layers) == 1:
         layers = f"layer {choice.layers[0]}"
+    layers += f" at {choice.site}" if choice.site else ""
     interval = f"{choice.gain:+.3f}, {choice.gain_low:+.3f} to {choice.gain_high:+.3f}"
     among = "" if choice.choice_gain is None else f"; among the options {choice.choice_gain:+.3f}"
-    return (
-        f"{layers} at scale {choice.scale:g}, chosen on {examples} (probability of the right answer {interval}{among})"
-    )
+    return f"{layers}, scale {choice.scale:g}, chosen on {examples} (probability of the right answer {interval}{among})"
 
 
 def refusal(choice: Choice, wanted: bool) -> str:

@@ -26,7 +26,7 @@ from laai.prompts import Shown, Template
 from laai.provenance import seen_digests
 from laai.scores import Scores
 from laai.tasks import Task, load_task
-from laai.words import Style
+from laai.words import SITES, Site, Style
 
 SOURCE_DEVELOPMENT = 20
 """Source examples that layers and scale are chosen on where there are none of the target."""
@@ -79,6 +79,7 @@ def transfer(
     samples: int = 50,
     shots: int = 5,
     scales: Sequence[float] = SCALES,
+    site: Site | Sequence[Site] = SITES,
     refuse: bool = True,
     calibrate: bool = True,
     centre: Sequence[Task | str] = (),
@@ -104,6 +105,7 @@ def transfer(
             with the largest weight (the first of several), as far as they fit: see `fitting`.
         shots: demonstrations in few-shot prompts: those of the extraction, and those of the baseline `few-shot`.
         scales: strengths to choose from.
+        site: `heads`, `residual`, or both, of which the choice takes one.
         refuse: leave the model as it is where the vector is not expected to help (`Choice.helps`).
         calibrate: add the `label_prior` that makes labels equally likely over the development examples, to the vector
             and to the controls. The baseline `label prior` is that of the model without a vector.
@@ -116,7 +118,7 @@ def transfer(
         partial: where to keep extractions, so that a run with the same settings goes on from there after an
             interruption; what is chosen and measured after them is done again. See `discard_all`.
         progress: show progress bars.
-        options: further arguments of `cast.extract`: strategy, site, kind, shared_shots, …
+        options: further arguments of `cast.extract`: strategy, kind, shared_shots, …
 
     Raises:
         UserError: a task cannot be read, is too small or is given twice, no test query, an unknown baseline, a model
@@ -140,7 +142,7 @@ def transfer(
         weights = distinct([(without(task, seen), weight) for task, weight in weights.items()])
     progress = progress and (trainer is None or trainer.is_global_zero)
     options |= {"samples": samples, "shots": shots, "style": style, "seed": seed, "progress": progress}
-    options["trainer"] = trainer
+    options |= {"site": site, "trainer": trainer}
     numbers = itertools.count()
 
     def extracted(task: Task, **changes: Any) -> Intervention:

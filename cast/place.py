@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from cast.choice import Choice, choose, grid, right_options
@@ -11,6 +12,7 @@ from laai.intervention import Intervention
 from laai.models import LanguageModel
 from laai.prompts import Template
 from laai.tasks import Example
+from laai.words import Site
 
 
 def choose_place(
@@ -23,7 +25,7 @@ def choose_place(
     by_layer: bool = False,
     **options: Any,
 ) -> Choice:
-    """`cast.choice.choose` from the `grid` of a vector, then, if wanted, `scale_by_layer`.
+    """`cast.choice.choose` at each site of a vector, and the site whose choice raises the answers' probability most.
 
     Args:
         model: the language model.
@@ -31,11 +33,17 @@ def choose_place(
         template: writes the prompts.
         examples: labelled; where some have choices, places that cost right options are passed over.
         calibrate: options are compared with the label prior that goes with the vector.
-        by_layer: look for a scale for each part of the depth too.
+        by_layer: look for a scale for each part of the depth too, by `scale_by_layer`.
         options: further arguments of `grid`: scales, places, progress.
     """
-    found = grid(model, vector, template, examples, **options)
-    choices = any(example.choices for example in examples)
-    right = right_options(model, vector, template, examples, calibrate=calibrate) if choices else None
-    choice = choose(found, right)
-    return scale_by_layer(model, vector, template, examples, choice, calibrate=calibrate) if by_layer else choice
+
+    def at(site: Site) -> Choice:
+        part = vector.select(site=site)
+        found = grid(model, part, template, examples, **options)
+        choices = any(example.choices for example in examples)
+        right = right_options(model, part, template, examples, calibrate=calibrate) if choices else None
+        choice = choose(found, right)
+        choice = scale_by_layer(model, part, template, examples, choice, calibrate=calibrate) if by_layer else choice
+        return replace(choice, site=site)
+
+    return max(map(at, vector.sites), key=lambda choice: choice.gain)

@@ -184,7 +184,10 @@ def where_the_model_knows(cells: Sequence[dict[str, Row]]) -> list[str]:
 
 def pairs(cells: list[dict[str, Row]]) -> list[str]:
     """One line for each pair: exact match / forced choice of each method."""
-    out = ["| source → target | " + " | ".join(METHODS) + " | layers, scale |", "| --- " * (len(METHODS) + 2) + "|"]
+    out = [
+        "| source → target | " + " | ".join(METHODS) + " | layers, scale, site |",
+        "| --- " * (len(METHODS) + 2) + "|",
+    ]
     for cell in sorted(cells, key=lambda c: (c["cast"]["target"], c["cast"]["source"], c["cast"]["seed"])):
         numbers = [
             f"{np.mean(cell[m]['exact']):.2f} / {_number(mean([cell], m, 'choice'), 2)}" if m in cell else "-"
@@ -192,6 +195,7 @@ def pairs(cells: list[dict[str, Row]]) -> list[str]:
         ]
         place = cell["cast"]["choice_of_place"]
         where = f"{place['layers'][0]}-{place['layers'][-1]}, {place['scale']:g}"
+        where += f", {place['site']}" if place.get("site") else ""
         out.append(f"| {cell['cast']['source']} → {cell['cast']['target']} | {' | '.join(numbers)} | {where} |")
     return out
 

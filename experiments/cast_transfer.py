@@ -50,6 +50,7 @@ from laai.metrics import calibrated_choices
 from laai.models import LanguageModel
 from laai.prompts import Shown, Template
 from laai.tasks import Example, Task, load_task
+from laai.words import SITES
 
 RESULTS = Path(__file__).parent / "results"
 PAPER_SOURCES = ("ag_news", "arc_easy", "boolq", "commonsense_qa", "mnli", "qqp", "race", "sst2")
@@ -105,7 +106,7 @@ def main() -> None:
         help="set the labels' prior (default: yes)",
     )
     parser.add_argument("--skip", nargs="+", choices=CONTROLS, help="controls to leave out, for speed")
-    parser.add_argument("--site", choices=("heads", "residual"), default="heads")
+    parser.add_argument("--site", choices=[*SITES, "both"], default="both", help="where vectors may go (default: both)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--longest", type=int, default=1500, help="tokens of a cross-task prompt (default: 1500)")
     parser.add_argument("--base_model", default="default")
@@ -178,7 +179,7 @@ class Matrix:
             o = self._options
             self._vectors[key] = cast.extract(
                 self._model, source, samples=o.samples, shots=min(o.shots, o.samples - 1), strategy=strategy,
-                from_selected=True, site=o.site, seed=seed, batch_size=4,
+                from_selected=True, site=SITES if o.site == "both" else o.site, seed=seed, batch_size=4,
             )  # fmt: skip
         return self._vectors[key]
 

@@ -171,10 +171,31 @@ def test_places(tiny):
     assert all(heads)
 
 
-def test_the_chosen_part_at_its_scale(vector):
-    part = Choice((0, 2), 0.5, True, 1.0, 0.5, 1.5, None, 4).of(vector)
+def test_the_chosen_part_at_its_scale(tiny, vector):
+    chosen = Choice((0, 2), 0.5, True, 1.0, 0.5, 1.5, None, 4)
+    part = chosen.of(vector)
     assert (part.layers, part.scale) == ([0, 2], 0.5)
     assert torch.equal(part["residual", 2], vector["residual", 2])
+    both = vector + Intervention.random(tiny, "heads", range(3), norm=2.0, seed=2)
+    assert chosen.of(both).sites == ["heads", "residual"]
+    (only,) = dataclasses.replace(chosen, layers=(1,), site="heads").of(both).items()
+    assert only[0] == ("heads", 1)
+
+
+@pytest.mark.parametrize(("loud", "quiet"), [("heads", "residual"), ("residual", "heads")])
+def test_of_two_sites_the_one_that_serves_better(tiny, word_task, loud, quiet):
+    """A direction that raises the answers' probability, beside one at the other site that is too short to do much."""
+    template = Template(tiny.tokenizer, word_task)
+    examples = [dataclasses.replace(e, choices=None, label=None) for e in word_task.examples[:6]]
+
+    def chosen(vector):
+        return choose_place(tiny, vector, template, examples, scales=(0.5, 2.0), progress=False)
+
+    draws = (Intervention.random(tiny, loud, range(3), norm=2.0, seed=seed) for seed in range(20))
+    useful = next(draw for draw in draws if chosen(draw).gain > 0)
+    both = useful + Intervention.random(tiny, quiet, range(3), norm=1e-4, seed=1)
+    assert chosen(both) == chosen(useful)
+    assert (chosen(both).site, chosen(both).of(both).sites) == (loud, [loud])
 
 
 def test_strong_scales_that_cost_knowledge_do_not_hide_a_milder_one():
@@ -188,10 +209,10 @@ def test_strong_scales_that_cost_knowledge_do_not_hide_a_milder_one():
 
 def test_a_choice_is_told_in_a_line():
     found = Choice((2, 3, 4), 0.5, True, 0.25, 0.1, 0.4, None, 12)
-    line = "layers 2 to 4 at scale 0.5, chosen on 12 examples of the target"
+    line = "layers 2 to 4, scale 0.5, chosen on 12 examples of the target"
     assert said_of(found, "target") == f"{line} (probability of the right answer +0.250, +0.100 to +0.400)"
-    one = Choice((7,), 1.0, False, 0.25, 0.1, 0.4, -0.03, 12)
-    assert said_of(one, "source").startswith("layer 7 at scale 1, chosen on 12 examples of the source")
+    one = Choice((7,), 1.0, False, 0.25, 0.1, 0.4, -0.03, 12, site="residual")
+    assert said_of(one, "source").startswith("layer 7 at residual, scale 1, chosen on 12 examples of the source")
     assert "among the options -0.030" in said_of(one, "source")
     nothing = Choice((0, 1), 0.0, False, 0.0, 0.0, 0.0, 0.0, 12)
     assert said_of(nothing, "target").startswith("no vector: ")
