@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,18 @@ from laai.words import Site
 
 
 def choose_place(
+    model: LanguageModel, vector: Intervention, template: Template, examples: Sequence[Example], **options: Any
+) -> Choice:
+    """The likeliest of `choices_by_site`, whose further arguments `options` are."""
+    return likeliest(choices_by_site(model, vector, template, examples, **options))
+
+
+def likeliest(choices: Mapping[Site, Choice]) -> Choice:
+    """The choice of the site where the answers' probability rises most."""
+    return max(choices.values(), key=lambda choice: choice.gain)
+
+
+def choices_by_site(
     model: LanguageModel,
     vector: Intervention,
     template: Template,
@@ -24,8 +36,8 @@ def choose_place(
     calibrate: bool = True,
     by_layer: bool = False,
     **options: Any,
-) -> Choice:
-    """`cast.choice.choose` at each site of a vector, and the site whose choice raises the answers' probability most.
+) -> dict[Site, Choice]:
+    """`cast.choice.choose` at each site of a vector.
 
     Args:
         model: the language model.
@@ -46,4 +58,4 @@ def choose_place(
         choice = scale_by_layer(model, part, template, examples, choice, calibrate=calibrate) if by_layer else choice
         return replace(choice, site=site)
 
-    return max(map(at, vector.sites), key=lambda choice: choice.gain)
+    return {site: at(site) for site in vector.sites}

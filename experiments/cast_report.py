@@ -17,9 +17,12 @@ Row = dict[str, Any]
 OWN = ("zero-shot", "few-shot", "label prior")
 METHODS = (
     *("zero-shot", "few-shot", "label prior", "cross-task few-shot"),
-    *("cast", "cast, if it helps", "random direction", "random samples"),
+    *("cast", "cast, if it helps", "cast, heads only", "cast, residual only", "random direction", "random samples"),
 )
-AGAINST = ("zero-shot", "label prior", "random direction", "random samples", "cross-task few-shot", "few-shot")
+AGAINST = (
+    *("zero-shot", "label prior", "cast, heads only", "cast, residual only"),
+    *("random direction", "random samples", "cross-task few-shot", "few-shot"),
+)
 MEASURES = {"exact": "exact match", "choice": "forced choice", "calibrated": "calibrated forced choice"}
 DRAWN = ("exact", "choice")
 CONTROLS = (
@@ -48,6 +51,11 @@ def write_report(rows: list[Row], facts: Row, path: Path) -> str:
     write_atomically(path.with_suffix(".csv"), lambda file: file.write_text(table(cells)))
     draw(cells, path.with_suffix(".png"))
     return text
+
+
+def at_site(site: str) -> str:
+    """The method that chooses among places of one site alone."""
+    return f"cast, {site} only"
 
 
 def completed(rows: list[Row]) -> list[dict[str, Row]]:
@@ -122,7 +130,7 @@ def report(cells: list[dict[str, Row]], facts: Row) -> str:
     out += ["Differences, with 95% bootstrap intervals over sources, targets and queries (number of pairs):", ""]
     out += [f"| difference | {' | '.join(MEASURES.values())} |", "| --- |" + " ---: |" * len(MEASURES)]
     for method in ("cast", "cast, if it helps"):
-        for other in AGAINST:
+        for other in (one for one in AGAINST if any(one in cell for cell in cells)):
             found = " | ".join(with_interval(paired(cells, method, other, measure)) for measure in MEASURES)
             out.append(f"| {method} − {other} | {found} |")
     out += ["", *held_to_options(cells), "", *where_the_model_knows(cells)]

@@ -9,10 +9,10 @@
 Every finished cell (source, target, seed) is kept in the JSON file, and a run that was stopped goes on from there. The
 report (Markdown), a CSV table and heat maps are written beside it. Layers and scale are chosen on --development
 labelled target examples that are neither tested nor shown. `cast` is the vector as chosen, `cast, if it helps` leaves
-the model alone where the choice expects no gain. Where all queries have the same labels, vectors and controls make
-these labels equally likely over the development examples; `label prior` does nothing else. All methods see the same
-queries; `cross-task few-shot` shows as many source examples as the vector has samples, as far as --longest tokens
-allow, and has no row where not even two fit.
+the model alone where the choice expects no gain, and `cast, … only` are the choices at one site, of which `cast` is
+one. Where all queries have the same labels, vectors and controls make these labels equally likely over the development
+examples; `label prior` does nothing else. All methods see the same queries; `cross-task few-shot` shows as many source
+examples as the vector has samples, as far as --longest tokens allow, and has no row where not even two fit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from cast_report import OWN, write_report
+from cast_report import OWN, at_site, write_report
 from resuming import ends_in_one_line, kept_results
 
 import cast
@@ -38,7 +38,7 @@ import laai
 from cast.cross_task import of_equal_norm, without
 from cast.cross_task_prompt import demonstrations_of
 from cast.label_prior import label_prior, with_label_prior
-from cast.place import choose_place
+from cast.place import choices_by_site, likeliest
 from cast.words import STRATEGIES, Strategy
 from laai.batches import Reuse
 from laai.compare import Method, compare
@@ -71,7 +71,7 @@ INSTRUCTIONS = {
     "word-sentiment": "Say whether the word is positive or negative.",
     "country-region": "Name the region of the world that the country belongs to.",
 }
-CONTROLS = ("cross-task few-shot", "random direction", "random samples")
+CONTROLS = ("cross-task few-shot", "random direction", "random samples", "each site")
 SUITES = {
     "paper": (PAPER_SOURCES, PAPER_TARGETS),
     "topics": (LANGUAGES, LANGUAGES),
@@ -214,14 +214,17 @@ class Matrix:
             if name in skip:
                 continue
             vector = self.vector(pool, seed, strategy)
-            choice = choose_place(
+            found = choices_by_site(
                 model, vector, template, data.splits.validation,
                 calibrate=o.label_prior, scales=(0.5, 1.0, 2.0), progress=False,
             )  # fmt: skip
-            choices[name] = asdict(choice)
-            steered = {name: choice.of(vector)}
+            tried = {name: likeliest(found)}
+            if name == "cast" and "each site" not in skip:
+                tried |= {at_site(site): choice for site, choice in found.items() if choice != tried[name]}
+            choices |= {called: asdict(choice) for called, choice in tried.items()}
+            steered = {called: choice.of(vector) for called, choice in tried.items()}
             if name == "cast" and "random direction" not in skip:
-                steered["random direction"] = of_equal_norm(model, choice.of(vector), seed)
+                steered["random direction"] = of_equal_norm(model, steered[name], seed)
             for called, bare in steered.items():
                 finished = with_label_prior(model, bare, template, data.splits.validation) if o.label_prior else bare
                 methods.append(Method(called, finished))
@@ -236,6 +239,8 @@ class Matrix:
             row |= {"exact": [int(m.exact) for m in measured], "choice": [_int(m.choice_sum) for m in measured]}
             row["calibrated"], row["chance"] = calibrated(measured, data.splits.test), chance(data.splits.test)
             made.append(row | {"choice_of_place": choices.get(evaluation.method.name)})
+            if evaluation.method.name == "cast" and len(choices.keys() - strategies.keys()):
+                made.append(made[-1] | {"method": at_site(choices["cast"]["site"])})
         return made
 
     def shown(self, pool: Task, template: Template, data: FewShotDataModule, seed: int) -> Shown | None:

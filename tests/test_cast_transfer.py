@@ -46,6 +46,10 @@ def test_the_matrix(matrix, monkeypatch, tiny_folder, folder, capsys):
     ]
     for cell in cells:
         labelled = cell["cast"]["target"] == "two"
+        gains = {site: cell[f"cast, {site} only"]["choice_of_place"]["gain"] for site in ("heads", "residual")}
+        chosen = cell["cast"]["choice_of_place"]
+        assert chosen["gain"] == gains[chosen["site"]] == max(gains.values())
+        assert cell[f"cast, {chosen['site']} only"]["exact"] == cell["cast"]["exact"]
         assert set(cell) == set(cast_report.METHODS) - (set() if labelled else {"label prior"})
         assert {len(row["exact"]) for row in cell.values()} == {5}
         assert (cell["cast"]["choice"][0] is None) == (cell["cast"]["target"] == "three")
@@ -77,7 +81,7 @@ def test_what_cannot_be_run(matrix, monkeypatch, tiny_folder, folder, capsys):
 
 
 def test_a_prompt_that_is_too_long_is_left_out(matrix, monkeypatch, tiny_folder, folder, capsys):
-    controls = ["--skip", "random direction", "random samples"]
+    controls = ["--skip", "random direction", "random samples", "each site"]
     found = run(matrix, monkeypatch, tiny_folder, folder, "--targets", "two", "--longest", "10", *controls)
     assert {row["method"] for row in found["rows"]} == {"zero-shot", "few-shot", "label prior", "cast"}
     assert "one -> two: no cross-task prompt, 2 demonstrations are over --longest 10" in capsys.readouterr().out
@@ -101,7 +105,8 @@ def test_rows_without_a_likelihood_are_left_out(matrix):
 def test_what_a_cell_has_is_not_measured_again(matrix, monkeypatch, tiny_folder, folder):
     cast_transfer, _ = matrix
     found = run(matrix, monkeypatch, tiny_folder, folder, "--targets", "two")
-    cut = [row for row in found["rows"] if row["method"] not in ("cast", "random direction", "random samples")]
+    steered = ("cast", "random direction", "random samples", "cast, heads only", "cast, residual only")
+    cut = [row for row in found["rows"] if row["method"] not in steered]
     (folder / "out.json").write_text(json.dumps(found | {"rows": cut}))
     compared, compare = [], cast_transfer.compare
 
@@ -111,7 +116,8 @@ def test_what_a_cell_has_is_not_measured_again(matrix, monkeypatch, tiny_folder,
 
     monkeypatch.setattr(cast_transfer, "compare", noting)
     again = run(matrix, monkeypatch, tiny_folder, folder, "--targets", "two")
-    assert compared == ["cast", "random direction", "random samples"]
+    assert [name for name in compared if " only" not in name] == ["cast", "random direction", "random samples"]
+    assert len(compared) == 4, "the site that was chosen is not measured twice"
 
     def results(rows):
         return {row["method"]: (row["exact"], row["choice"], row["nll"]) for row in rows}
