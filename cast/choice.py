@@ -23,7 +23,7 @@ from laai.intervention import Intervention
 from laai.layers import find_decoder
 from laai.metrics import bootstrap_interval
 from laai.models import LanguageModel
-from laai.prompts import Template
+from laai.prompts import Prompt, Template
 from laai.sweep import sweep
 from laai.tasks import Example
 from laai.words import Site
@@ -54,7 +54,8 @@ class Choice:
             zero. With choices, which a vector can cost, `gain` is `LEAST_GAIN` at least. The interval is of the best of
             many places and scales, on the same examples that they were compared on, and is not adjusted for that: gains
             on other examples tend to be smaller.
-        gain, gain_low, gain_high: mean rise of the whole answer's probability against no vector.
+        gain, gain_low, gain_high: mean rise of the whole answer's probability against no vector; of `choose_place`,
+            with the label prior that goes with the vector where there is one.
         choice_gain: mean rise of the right option's share of the options' probability, with the label prior that goes
             with the vector where there is one; None without choices.
         examples: how many counted; those on which the model overflows without a vector are left out.
@@ -133,8 +134,12 @@ def grid(
         total=len(candidates) * len(answers), desc="choosing layers and scale", disable=not progress, leave=False
     ) as bar:
         found = sweep(model, candidates, scales, answers, on_candidate=bar.update)
-    probability = (-found.nll * torch.tensor([len(prompt.answer) for prompt in answers])).exp()
-    return Grid(tuple(map(tuple, places)), scales, probability, found.greedy)
+    return Grid(tuple(map(tuple, places)), scales, whole_answers(found.nll, answers), found.greedy)
+
+
+def whole_answers(nll: Tensor, answers: Sequence[Prompt]) -> Tensor:
+    """Probabilities of answers with their terminators, from their NLL per token, (…, answers)."""
+    return (-nll * torch.tensor([len(prompt.answer) for prompt in answers])).exp()
 
 
 def right_options(

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from cast.choice import Choice, judged, right_options
+from cast.choice import Choice, judged, right_options, whole_answers
 from laai.batches import Reuse
 from laai.intervention import Intervention
 from laai.layers import find_decoder
@@ -52,7 +51,6 @@ def scale_by_layer(
         return choice
     depth = len(find_decoder(model.llm).layers)
     answers = [template.encode(e.input, answer=e.output) for e in examples]
-    tokens = torch.tensor([len(prompt.answer) for prompt in answers])
     start = dict.fromkeys(vector.layers, 0.0) | dict(zip(choice.layers, choice.scales, strict=True))
 
     def scaled(by: Mapping[int, float]) -> Intervention:
@@ -60,7 +58,7 @@ def scale_by_layer(
 
     def probabilities(tries: Sequence[Mapping[int, float]]) -> Tensor:
         """(tries, examples)"""
-        return (-sweep(model, [scaled(by) for by in tries], [1.0], answers).nll[:, 0] * tokens).exp()
+        return whole_answers(sweep(model, [scaled(by) for by in tries], [1.0], answers).nll[:, 0], answers)
 
     before, best = probabilities([dict.fromkeys(start, 0.0), start])
     rise = _rise(model, scaled(start), bool(choice.scale), template, examples, calibrate)

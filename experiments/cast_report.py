@@ -26,8 +26,8 @@ AGAINST = (
 MEASURES = {"exact": "exact match", "choice": "forced choice", "calibrated": "calibrated forced choice"}
 DRAWN = ("exact", "choice")
 CONTROLS = (
-    "`cast` rows hold the vector and, where there is one, its label prior; the gain on development examples is that of "
-    "the bare vector. `label prior` is of the model without a vector, and has no row where there is none: differences "
+    "`cast` rows hold the vector and, where there is one, its label prior; so does the gain on development examples. "
+    "`label prior` is of the model without a vector, and has no row where there is none: differences "
     "from it are over the pairs that have it. The random direction is one draw at the layers, scale and norms that "
     "were chosen for CAST, with its own label prior; no place was searched for it."
 )

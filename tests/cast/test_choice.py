@@ -182,22 +182,6 @@ def test_the_chosen_part_at_its_scale(tiny, vector):
     assert only[0] == ("heads", 1)
 
 
-@pytest.mark.parametrize(("loud", "quiet"), [("heads", "residual"), ("residual", "heads")])
-def test_of_two_sites_the_one_that_serves_better(tiny, word_task, loud, quiet):
-    """A direction that raises the answers' probability, beside one at the other site that is too short to do much."""
-    template = Template(tiny.tokenizer, word_task)
-    examples = [dataclasses.replace(e, choices=None, label=None) for e in word_task.examples[:6]]
-
-    def chosen(vector):
-        return choose_place(tiny, vector, template, examples, scales=(0.5, 2.0), progress=False)
-
-    draws = (Intervention.random(tiny, loud, range(3), norm=2.0, seed=seed) for seed in range(20))
-    useful = next(draw for draw in draws if chosen(draw).gain > 0)
-    both = useful + Intervention.random(tiny, quiet, range(3), norm=1e-4, seed=1)
-    assert chosen(both) == chosen(useful)
-    assert (chosen(both).site, chosen(both).of(both).sites) == (loud, [loud])
-
-
 def test_strong_scales_that_cost_knowledge_do_not_hide_a_milder_one():
     """They are likeliest, and many where many scales are tried."""
     scales = (0.0, *(0.5 * number for number in range(1, 11)))
