@@ -202,7 +202,8 @@ def pairs(cells: list[dict[str, Row]]) -> list[str]:
             for m in METHODS
         ]
         place = cell["cast"]["choice_of_place"]
-        where = f"{place['layers'][0]}-{place['layers'][-1]}, {place['scale']:g}"
+        first, last = place["layers"][0], place["layers"][-1]
+        where = f"{first}-{last}, {place['scale']:g}" if last > first else f"{first}, {place['scale']:g}"
         where += f", {place['site']}" if place.get("site") else ""
         out.append(f"| {cell['cast']['source']} → {cell['cast']['target']} | {' | '.join(numbers)} | {where} |")
     return out
