@@ -11,7 +11,7 @@ no lower odds against all other tokens than before: else words would win that ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,10 +33,16 @@ MEAN_FLOOR = 1e-3
 RIDGE = 1e-3
 """Added to the second moment of the output head, as a share of its mean diagonal, so that it can be inverted."""
 
-PROBE = 0.02
-"""Length of the vectors that the response is measured by, as a share of the state's."""
+PROBE = 0.01
+"""Length of the vectors that the response is measured by, as a share of the state's; less where they move labels far."""
 
-ROUNDS = 3
+FAR = 1.0
+"""Nats that a probe may move its label by: further away the response is another."""
+
+CLOSE, ENOUGH = 1e-3, 0.1
+"""Nats from what is wanted at which the search ends, and at which its result serves."""
+
+ROUNDS, HALVINGS = 8, 6
 
 
 @torch.no_grad()
@@ -54,7 +60,8 @@ def label_prior(
     Returns:
         One vector at the last layer's residual site, with the shifts by label in its metadata. None where it cannot
         serve: other positions, norms that are kept, choices that differ between examples or begin with the same token,
-        a model that overflows on all examples; where it does on some, these are left out.
+        a model that overflows on all examples or cannot be brought within `ENOUGH` of the shifts. Where it overflows on
+        some examples, these are left out.
     """
     ids = shifted_tokens(vector, template, examples)
     if ids is None:
@@ -85,15 +92,47 @@ def label_prior(
     plain, norm = plain[sound], float(norms[sound].mean())
     found = offsets(plain)
     wanted = found + (plain.amax(dim=-1) - (plain + found).amax(dim=-1)).amax()
-    probes = PROBE * norm * torch.eye(len(ids))
-    response = torch.stack([(shifted(p)[0][sound] - plain).mean(dim=0) for p in probes], dim=1) / (PROBE * norm)
-    weights = nothing
-    for _ in range(ROUNDS):  # the final norm and the softmax cap of some models bend the response
-        missing = wanted - (shifted(weights)[0][sound] - plain).mean(dim=0)
-        weights = weights + torch.linalg.pinv(response) @ missing
+    weights = reach(lambda tried: (shifted(tried)[0][sound] - plain).mean(dim=0), wanted, PROBE * norm)
+    if weights is None:
+        return None
     shifts = dict(zip(examples[0].choices or (), [round(value, 4) for value in found.tolist()], strict=True))
     prior = _at(vector, last, weights @ rows)
     return prior.with_vectors(dict(prior.items()), metadata=prior.metadata | {"label_prior": shifts})
+
+
+def reach(change: Callable[[Tensor], Tensor], wanted: Tensor, length: float) -> Tensor | None:
+    """Weights whose `change`, a function of as many values that is 0 at 0, comes to `wanted`; None beyond `ENOUGH`.
+
+    Newton's method with the response measured once, by probes of a `length` at most, and then kept by Broyden's
+    update: the final norm, the cap and the other tokens of a model bend it. Steps are halved until they bring it
+    closer.
+    """
+    columns = []
+    for unit in torch.eye(len(wanted)):
+        probe = length * unit
+        found = change(probe)
+        if (far := float(found.abs().amax())) > FAR:
+            probe = probe / far
+            found = change(probe)
+        columns.append(found / probe.sum())
+    response = torch.stack(columns, dim=1)
+    if not response.isfinite().all():
+        return None
+    weights, missing = torch.zeros_like(wanted), wanted
+    for _ in range(ROUNDS):
+        if missing.abs().amax() < CLOSE:
+            break
+        step = torch.linalg.pinv(response) @ missing
+        for _ in range(HALVINGS):
+            left = wanted - change(weights + step)
+            if left.norm() < missing.norm():
+                break
+            step = step / 2
+        else:
+            break  # no closer: rounding, or out of reach
+        response = response + torch.outer(missing - left - response @ step, step) / (step @ step)
+        weights, missing = weights + step, left
+    return weights if missing.abs().amax() < ENOUGH else None
 
 
 def _least_disturbing(table: Tensor, ids: list[int]) -> Tensor:

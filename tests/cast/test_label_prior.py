@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cast import label_prior as module
-from cast.label_prior import first_tokens, label_prior, offsets, with_label_prior
+from cast.label_prior import CLOSE, first_tokens, label_prior, offsets, reach, with_label_prior
 from cast.place import choose_place
 from laai.evaluate import choose_options
 from laai.intervention import Intervention
@@ -136,3 +136,37 @@ def test_examples_on_which_the_model_overflows_are_left_out(tiny, word_task):
     assert (choice.layers, choice.scale, choice.examples) == (kept.layers, kept.scale, 7)
     assert choice.gain == pytest.approx(kept.gain, rel=1e-3)
     assert choice.choice_gain == pytest.approx(kept.choice_gain, abs=1e-4)
+
+
+TURN = torch.tensor([[2.0, 0.5], [-0.5, 1.0]])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: TURN @ w,
+        lambda w: (TURN @ w).sinh(),  # ever steeper: a response that is measured at 0 and kept overshoots for good
+        lambda w: 3 * (TURN @ w / 3).tanh(),  # ever flatter
+        lambda w: TURN @ w - 0.2 * w.square().sum(),  # all labels fall behind other tokens as the vector grows
+    ],
+    ids=["straight", "steeper", "flatter", "falling"],
+)
+@pytest.mark.parametrize("length", [1e-2, 10.0])
+def test_the_wanted_shift_is_reached(change, length):
+    """By probes too short to see the bend, and too long to see anything else."""
+    wanted = torch.tensor([2.0, -1.5])
+    found = reach(change, wanted, length)
+    torch.testing.assert_close(change(found), wanted, atol=CLOSE, rtol=0)
+
+
+def test_what_is_out_of_reach_is_told():
+    wanted = torch.tensor([2.0, -1.5])
+    assert reach(lambda w: w.tanh(), wanted, 0.1) is None
+    assert reach(lambda w: w * float("nan"), wanted, 0.1) is None
+
+
+def test_no_prior_where_the_shifts_are_out_of_reach(tiny, task, monkeypatch):
+    vector, template = Intervention.random(tiny, "heads", range(3), seed=0), Template(tiny.tokenizer, task)
+    assert label_prior(tiny, vector, template, task.examples) is not None
+    monkeypatch.setattr(module, "reach", lambda *_: None)
+    assert label_prior(tiny, vector, template, task.examples) is None
