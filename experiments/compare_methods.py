@@ -1,6 +1,6 @@
 """Zero-shot, few-shot, CAST and LAAI on the built-in tasks: equal examples, prompts, queries and seeds for each.
 
-    python experiments/compare_methods.py                          all tasks, 2 seeds: half an hour on two cores
+    python experiments/compare_methods.py                          all tasks, 3 seeds: an hour on two cores
     python experiments/compare_methods.py --tasks antonym synonym --seeds 0 --test 40
     python experiments/compare_methods.py --methods laai laai-zero
 
@@ -41,7 +41,7 @@ def main() -> None:
     """Run what is missing, then print the tables and draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=laai.builtin_tasks(), help="built-in names, files or folders")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS[:4]))
     parser.add_argument("--num_examples", type=int, default=10)
     parser.add_argument("--test", type=int, default=100, help="test queries per task")
