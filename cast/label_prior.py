@@ -34,7 +34,7 @@ RIDGE = 1e-3
 """Added to the second moment of the output head, as a share of its mean diagonal, so that it can be inverted."""
 
 PROBE = 0.01
-"""Length of the vectors that the response is measured by, as a share of the state's; less where they move labels far."""
+"""Length of the vectors that the response is measured by, as a share of the state's; less where labels move far."""
 
 FAR = 1.0
 """Nats that a probe may move its label by: further away the response is another."""
