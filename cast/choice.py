@@ -130,9 +130,8 @@ def grid(
     candidates = [vector.select(layers=layers) for layers in places]
     scales = (0.0, *(scale for scale in scales if scale))
     answers = [template.encode(e.input, answer=e.output) for e in examples]
-    with tqdm(
-        total=len(candidates) * len(answers), desc="choosing layers and scale", disable=not progress, leave=False
-    ) as bar:
+    what, total = f"choosing layers and scale at {' and '.join(vector.sites)}", len(candidates) * len(answers)
+    with tqdm(total=total, desc=what, disable=not progress, leave=False) as bar:
         found = sweep(model, candidates, scales, answers, on_candidate=bar.update)
     return Grid(tuple(map(tuple, places)), scales, whole_answers(found.nll, answers), found.greedy)
 

@@ -93,7 +93,8 @@ class Intervention(nn.Module):
         """((site, layer), vector) in a fixed order."""
         for name, vector in self.vectors.items():
             site, layer = name.rsplit("_", 1)
-            yield (site, int(layer)), vector  # type: ignore[misc]
+            key: Any = site, int(layer)  # its first part is a `Site`, which a part of a string cannot be told to be
+            yield key, vector
 
     def __getitem__(self, key: Key) -> nn.Parameter:
         """The vector at (site, layer), without the scale."""

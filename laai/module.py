@@ -282,7 +282,7 @@ class LAAIModule(LightningModule):
         if scores.choice_accuracy is not None:
             self.log(f"{stage}/choice_accuracy", scores.choice_accuracy)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The vectors alone: the LLM and the metrics are not part of a checkpoint."""
         whole = super().state_dict(*args, **kwargs)
         return {name: value for name, value in whole.items() if name.startswith("steered.intervention.")}

@@ -13,9 +13,8 @@ from laai.errors import UserError
 from laai.forward import mean_nll
 from laai.intervention import Intervention
 from laai.module import LAAIModule
-from laai.prompts import IGNORE, Template, collate, pad_token
+from laai.prompts import Template, collate, pad_token
 from laai.steered import SteeredLM
-from laai.teacher import few_shot_teacher
 
 
 class Losses(Callback):
@@ -248,20 +247,6 @@ def test_what_was_learned_says_how(learn, words_data):
     assert (learned.positions, learned.scale) == ("all", 1.0)
 
 
-def losses_of(module, data):
-    """Mean negative log-likelihood and mean divergence from the teacher per answer token, of what was learned."""
-    examples, model = data.splits.train, module.language_model
-    teacher = few_shot_teacher(model.llm, module.template, examples)
-    batch = collate([prompt for _, prompt in encode_training(module.template, examples)], pad_token(model.tokenizer))
-    steered = SteeredLM(model.llm, module.intervention)
-    try:
-        with torch.no_grad():
-            losses = steered(batch, torch.cat(teacher))
-    finally:
-        steered.detach()
-    return tuple(float(loss.sum()) / int((batch.labels != IGNORE).sum()) for loss in losses)
-
-
 def test_no_distillation_is_plain_likelihood_learning(learn, tiny, words_data):
     data, losses = words_data(6), Losses()
     module = learn(steps=3, layers=[0, 2], distill=0.0, data=data, callbacks=[losses])
@@ -281,22 +266,3 @@ def test_no_distillation_is_plain_likelihood_learning(learn, tiny, words_data):
     finally:
         steered.detach()
     assert_close(vectors(module), {key: v.detach() for key, v in by_hand.items()}, rtol=1e-3, atol=1e-5)
-
-
-def test_distillation_brings_the_model_nearer_to_its_teacher(learn, words_data):
-    data, found = words_data(6), {}
-    for steps, weight in ((1, 0.0), (12, 0.0), (12, 20.0)):
-        still = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.0)} if steps == 1 else {}
-        module = learn(steps=steps, layers="all", distill=weight, data=data, **still)
-        assert len(module.teacher) == (6 if weight else 0)
-        found[steps, weight] = losses_of(module, data)
-    (_, at_first), (plain_nll, plain), (nll, distilled) = found.values()
-    assert distilled < plain
-    assert distilled < at_first
-    assert plain_nll < nll, "at the price of the answers' likelihood"
-
-
-@pytest.mark.parametrize(("examples", "taught"), [(1, 0), (2, 0), (4, 0), (5, 5)])
-def test_few_examples_have_no_teacher(learn, words_data, examples, taught):
-    """Behind so few others the model knows the task too badly; one has no others."""
-    assert len(learn(steps=1, distill=0.5, data=words_data(examples)).teacher) == taught

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from laai.data import encode_training
 from laai.forward import answer_logits, token_divergence
 from laai.intervention import Intervention
 from laai.prompts import IGNORE, Template, collate, pad_token
@@ -131,3 +132,36 @@ def test_the_gradient_of_the_divergence_reaches_the_vectors_alone(tiny, position
         assert not steered(batch).divergence.any(), "none without a teacher"
     finally:
         steered.detach()
+
+
+def losses_of(module, data):
+    """Mean negative log-likelihood and mean divergence from the teacher per answer token, of what was learned."""
+    examples, model = data.splits.train, module.language_model
+    teacher = few_shot_teacher(model.llm, module.template, examples)
+    batch = collate([prompt for _, prompt in encode_training(module.template, examples)], pad_token(model.tokenizer))
+    steered = SteeredLM(model.llm, module.intervention)
+    try:
+        with torch.no_grad():
+            losses = steered(batch, torch.cat(teacher))
+    finally:
+        steered.detach()
+    return tuple(float(loss.sum()) / int((batch.labels != IGNORE).sum()) for loss in losses)
+
+
+def test_distillation_brings_the_model_nearer_to_its_teacher(learn, words_data):
+    data, found = words_data(6), {}
+    for steps, weight in ((1, 0.0), (12, 0.0), (12, 20.0)):
+        still = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.0)} if steps == 1 else {}
+        module = learn(steps=steps, layers="all", distill=weight, data=data, **still)
+        assert len(module.teacher) == (6 if weight else 0)
+        found[steps, weight] = losses_of(module, data)
+    (_, at_first), (plain_nll, plain), (nll, distilled) = found.values()
+    assert distilled < plain
+    assert distilled < at_first
+    assert plain_nll < nll, "at the price of the answers' likelihood"
+
+
+@pytest.mark.parametrize(("examples", "taught"), [(1, 0), (2, 0), (4, 0), (5, 5)])
+def test_few_examples_have_no_teacher(learn, words_data, examples, taught):
+    """Behind so few others the model knows the task too badly; one has no others."""
+    assert len(learn(steps=1, distill=0.5, data=words_data(examples)).teacher) == taught
