@@ -12,7 +12,6 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
-from transformers import get_scheduler
 
 from laai import penalty
 from laai.activations import last_token_statistics
@@ -181,14 +180,16 @@ class LAAIModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over the vectors, one group each, its rate in units of the activations' RMS."""
+        from transformers import get_scheduler  # brings peft along: `--help` does not wait for it
+
         optimizer = self.optimizer([{"params": [v], "name": f"{s}.{i}"} for (s, i), v in self.intervention.items()])
         stated = {name: optimizer.defaults.get(name) for name in ("lr", "weight_decay")}
         self.optimizer_facts = {"optimizer": type(optimizer).__name__} | {k: float(v) for k, v in stated.items() if v}
         for group, (key, _) in zip(optimizer.param_groups, self.intervention.items(), strict=True):
             group["lr"] *= self.rms[key[1]]
         steps = int(min(self.trainer.estimated_stepping_batches, 10**9))  # infinite without a bound on steps or epochs
-        scheduler = get_scheduler(self.schedule, optimizer, num_warmup_steps=0, num_training_steps=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        schedule = get_scheduler(self.schedule, optimizer, num_warmup_steps=0, num_training_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: Batch) -> Tensor:
         """Mean negative log-likelihood of the batch's answer tokens, and their divergence from the teacher."""
@@ -234,8 +235,7 @@ class LAAIModule(LightningModule):
         restore_if_unsound([v for _, v in self.intervention.items()], before, self.trainer.global_step + 1)
         if self.l1 or self.group_l2:
             rates = [float(group["lr"]) for group in optimizer.param_groups]
-            sizes = (self.l1, self.group_l2)
-            self.log("train/penalty", penalty.shrink(self.intervention, self.centre, rates, *sizes))
+            self.log("train/penalty", penalty.shrink(self.intervention, self.centre, rates, self.l1, self.group_l2))
 
     def on_train_epoch_end(self) -> None:
         """See that processes that hold the vectors themselves hold the same."""

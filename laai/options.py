@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import SchedulerType
-
 from laai.errors import UserError
 from laai.files import check_name
 from laai.words import PRIORS, PrefixBudget
@@ -19,6 +17,8 @@ def check_options(
     Raises:
         UserError: names the option, and what it may be.
     """
+    from transformers import SchedulerType  # brings peft along: `--help` does not wait for it
+
     for name, value in strengths.items():
         if not value >= 0:
             raise UserError(f"{name} must not be negative, found {value}")
