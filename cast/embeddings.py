@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoTokenizer
 
 from laai.default_model import cache_folder
 from laai.errors import UserError
@@ -23,8 +25,12 @@ from laai.files import write_atomically
 from laai.layers import find_decoder
 from laai.models import LanguageModel
 from laai.prefix import position_options
+from laai.prompts import pad_token
 
 Embeddings = NDArray[np.float32]
+Encoded = tuple[Tensor, Tensor, Tensor]
+"""Token ids, attention mask and which tokens count, (texts, tokens)."""
+
 MAX_TOKENS = 512
 """Tokens of a text that count."""
 
@@ -32,9 +38,12 @@ MAX_TOKENS = 512
 def state_embeddings(
     model: LanguageModel, texts: Sequence[str], *, layer: int | None = None, batch_size: int = 32, progress: bool = True
 ) -> Embeddings:
-    """The language model's own states, averaged over each text's tokens, less their mean over all texts.
+    """The directions of the language model's own states, averaged over each text's tokens, less their mean over texts.
 
-    All states of a decoder share a large part, which would make all cosines alike: hence the mean is taken off.
+    A decoder's first token gathers attention, and its state is a hundred times as long as others: a mean with it tells
+    how long a text is, and nothing else. So texts stand behind a start token that does not count, and each token
+    counts by direction alone. All states share a large part, which would make all cosines alike: hence the mean over
+    texts is taken off.
 
     Args:
         model: the language model, without vectors.
@@ -49,26 +58,35 @@ def state_embeddings(
     Raises:
         UserError: no such layer.
     """
-    decoder = find_decoder(model.llm)
+    decoder, tokenizer = find_decoder(model.llm), model.tokenizer
     chosen = decoder.layer(2 * len(decoder.layers) // 3 if layer is None else layer)
     seen: list[Tensor] = []
 
+    def encode(some: list[str]) -> Encoded:
+        rows = [tokenizer(text, add_special_tokens=False).input_ids[: MAX_TOKENS - 1] for text in some]
+        start = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), 0)
+        ids = pad_sequence([torch.tensor([start, *row]) for row in rows], True, pad_token(tokenizer))
+        mask = torch.arange(ids.shape[1]) <= torch.tensor([len(row) for row in rows])[:, None]
+        counted = mask.clone()
+        counted[:, 0] = False
+        return ids, mask.long(), counted
+
     def run(ids: Tensor, mask: Tensor) -> Tensor:
         model.llm(input_ids=ids, attention_mask=mask, use_cache=False, **position_options(model.llm, mask, 1))
-        return seen.pop()
+        return functional.normalize(seen.pop().float(), dim=-1)
 
     def embed() -> Embeddings:
         handle = chosen.module.register_forward_hook(
             lambda _, __, output: seen.append(output[0] if isinstance(output, tuple | list) else output)
         )
         try:
-            states = _averaged(run, model.tokenizer, texts, model.llm, batch_size, progress)
+            states = _averaged(run, encode, texts, model.llm, batch_size, progress)
         finally:
             handle.remove()
         centred: Embeddings = states - states.mean(axis=0)
         return centred
 
-    return _kept([fingerprint(model.llm), chosen.index], texts, embed)
+    return _kept([fingerprint(model.llm), chosen.index, "directions after a start token"], texts, embed)
 
 
 def encoder_embeddings(
@@ -101,12 +119,16 @@ def encoder_embeddings(
         raise UserError(f"expected an encoder whose tokenizer has a padding token, found none at {name!r}: set one")
     limit = min(getattr(encoder.config, "max_position_embeddings", MAX_TOKENS + 2) - 2, MAX_TOKENS)
 
+    def encode(some: list[str]) -> Encoded:
+        found = tokenizer(some, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        return found["input_ids"], found["attention_mask"], found["attention_mask"].bool()
+
     def run(ids: Tensor, mask: Tensor) -> Tensor:
         states: Tensor = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         return states
 
     def embed() -> Embeddings:
-        return _averaged(run, tokenizer, texts, encoder, batch_size, progress, limit)
+        return _averaged(run, encode, texts, encoder, batch_size, progress)
 
     return _kept([fingerprint(encoder)], texts, embed)
 
@@ -123,26 +145,22 @@ def fingerprint(module: nn.Module) -> str:
 @torch.no_grad()
 def _averaged(
     run: Callable[[Tensor, Tensor], Tensor],
-    tokenizer: PreTrainedTokenizerBase,
+    encode: Callable[[list[str]], Encoded],
     texts: Sequence[str],
     module: nn.Module,
     batch_size: int,
     progress: bool,
-    limit: int = MAX_TOKENS,
 ) -> Embeddings:
-    """Mean of `run`'s states (batch, tokens, width) over the tokens of each text, in batches of similar length."""
+    """Mean of `run`'s states (batch, tokens, width) over the tokens of each text that count, in batches by length."""
     device = next(module.parameters()).device
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     rows: list[tuple[int, NDArray[np.float32]]] = []
     with tqdm(total=len(texts), desc="embedding", disable=not progress, leave=False) as bar:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            encoded = tokenizer(
-                [texts[i] for i in chosen], padding=True, truncation=True, max_length=limit, return_tensors="pt"
-            ).to(device)
-            mask = encoded["attention_mask"]
-            states = run(encoded["input_ids"], mask).float() * mask[..., None]
-            means = states.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp_min(1)
+            ids, mask, counted = (part.to(device) for part in encode([texts[i] for i in chosen]))
+            states = run(ids, mask).float().to(device).where(counted[..., None], 0.0)
+            means = states.sum(dim=1) / counted.sum(dim=1, keepdim=True).clamp_min(1)
             rows += zip(chosen, means.cpu().numpy(), strict=True)
             bar.update(len(chosen))
     return np.stack([row for _, row in sorted(rows, key=lambda pair: pair[0])])

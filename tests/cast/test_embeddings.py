@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, PreTrainedTokenizerFast
 
+import laai
 from cast import embeddings
 from cast.embeddings import encoder_embeddings, fingerprint, state_embeddings
 from laai.errors import UserError
@@ -15,15 +18,20 @@ TEXTS = ["amber", "a much longer text than the others", "birch tree"]
 
 
 @torch.no_grad()
-def by_hand(model, tokenizer, module):
-    """Each text alone through the model; the mean over its tokens of what a module returns first."""
+def by_hand(model, tokenizer, module, start=None):
+    """Each text alone through the model; the mean over its tokens of what a module returns first.
+
+    With a start token before it, the mean of what that leaves, each of length one.
+    """
     rows = []
     handle = module.register_forward_hook(
         lambda _, __, out: rows.append(out if isinstance(out, torch.Tensor) else out[0])
     )
     for text in TEXTS:
-        model(torch.tensor([tokenizer.encode(text)]))
+        model(torch.tensor([([] if start is None else [start]) + tokenizer.encode(text)]))
     handle.remove()
+    if start is not None:
+        rows = [torch.nn.functional.normalize(states[:, 1:], dim=-1) for states in rows]
     return np.stack([states[0].mean(0).numpy() for states in rows])
 
 
@@ -31,7 +39,8 @@ def by_hand(model, tokenizer, module):
 def test_states_by_hand(tiny, batch_size):
     for layer in (0, 1):
         found = state_embeddings(tiny, TEXTS, layer=layer, batch_size=batch_size, progress=False)
-        expected = by_hand(tiny.llm, tiny.tokenizer, tiny.llm.model.layers[layer])
+        start = tiny.tokenizer.bos_token_id or tiny.tokenizer.eos_token_id
+        expected = by_hand(tiny.llm, tiny.tokenizer, tiny.llm.model.layers[layer], start)
         np.testing.assert_allclose(found, expected - expected.mean(0), rtol=1e-3, atol=1e-4)
         for file in (embeddings.cache_folder() / "embeddings").glob("*"):
             file.unlink()
@@ -83,3 +92,20 @@ def test_an_encoder_without_a_padding_token(tiny, tmp_path):
     PreTrainedTokenizerFast(tokenizer_object=core).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="tokenizer has a padding token, found none at"):
         encoder_embeddings(str(tmp_path), TEXTS, progress=False)
+
+
+def test_texts_compare_by_what_they_say_and_not_by_their_length(default_model):
+    """A decoder's first token gathers attention; its state would outweigh all others by a hundred."""
+    draw = random.Random(0)
+    words = [[e.input for e in laai.load_task(name).examples] for name in ("present-past", "country-capital")]
+    kinds = [i % 2 for i in range(60)]
+    texts = [", ".join(draw.sample(words[kind], 1 + i % 9)) for i, kind in enumerate(kinds)]
+    rows = state_embeddings(default_model, texts, progress=False)
+    inverse = np.array([1 / len(default_model.tokenizer(text).input_ids) for text in texts])
+    inverse -= inverse.mean()
+    explained = ((inverse @ rows) ** 2).sum() / (inverse @ inverse) / (rows**2).sum()
+    assert explained < 0.4  # 0.99 if the first token counts
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    cosines = unit @ unit.T - 9 * np.eye(len(unit))
+    nearest = np.array(kinds)[cosines.argsort(axis=1)[:, -5:]]
+    assert (nearest == np.array(kinds)[:, None]).mean() > 0.9
