@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 
 from cast.choice import SCALES, Choice
 from cast.contrast_loop import discard, files_of
-from cast.cross_task_prompt import demonstrations_of, fitting
+from cast.cross_task_prompt import demonstrations_of, fitting, fitting_own
 from cast.extraction import extract
 from cast.label_prior import label_prior, with_label_prior
 from cast.place import choose_place
@@ -23,13 +23,13 @@ from laai.errors import UserError
 from laai.intervention import Intervention
 from laai.models import LanguageModel
 from laai.prompts import Shown, Template
-from laai.provenance import seen_digests
+from laai.provenance import same_text, seen_digests
 from laai.scores import Scores
 from laai.tasks import Task, load_task
 from laai.words import SITES, Site, Style
 
 SOURCE_DEVELOPMENT = 20
-"""Source examples that layers and scale are chosen on where there are none of the target."""
+"""Source examples that layers and scale are chosen on where there are none of the target; a third of them at most."""
 
 BASELINES = ("zero-shot", "cross-task few-shot", "few-shot", "label prior", "random direction", "random samples")
 
@@ -46,7 +46,7 @@ class Transfer:
         vector: the combined vector at its chosen layers and scale, applied or not; its metadata have `refused` too.
         choice: where and how strongly, and the evidence for it.
         chosen_on: what the choice was made on: `target` or `source`.
-        refused: the vector was not expected to help, so the row `cast` is the model without it.
+        refused: the vector was not expected to help, or there is none (scale 0): the row `cast` is the model alone.
         scores: one row for each method.
         evaluations: what each method answered, in the order of `scores`.
         shown: what the baseline `cross-task few-shot` shows; None where it was not measured.
@@ -66,7 +66,11 @@ class Transfer:
         facts["label_prior"] = self.vector.metadata.get("label_prior")
         shown = self.shown and {"source": self.shown.task.name, "examples": len(self.shown.examples)}
         facts["cross_task_few_shot"] = shown
-        return facts | {"rows": [row.as_json() for row in self.scores]}
+        made = self.vector.metadata
+        facts["vector"] = {
+            name: made[name] for name in ("base_model", "revision", "config_hash", "cast") if name in made
+        }
+        return facts | {"rows": [row.as_json() | one.answers for row, one in zip(self.scores, self.evaluations)]}
 
 
 def transfer(
@@ -108,7 +112,8 @@ def transfer(
         site: `heads`, `residual`, or both, of which the choice takes one.
         refuse: leave the model as it is where the vector is not expected to help (`Choice.helps`).
         calibrate: add the `label_prior` that makes labels equally likely over the development examples, to the vector
-            and to the controls. The baseline `label prior` is that of the model without a vector.
+            and to the controls, where all examples of the target have the same labels. The baseline `label prior` is
+            that of the model without a vector.
         centre: tasks whose mean vector is taken off, see `centred`.
         baselines: which of `BASELINES` to measure beside it.
         style: prompt style.
@@ -134,9 +139,12 @@ def transfer(
     seen = {example.input for example in (*data.splits.test, *data.splits.validation)}
     weights = distinct([(without(task, seen), weight) for task, weight in weighted(source)])
     template, examples = data.template(model.tokenizer), data.splits.validation
+    everyone = (*data.task.examples, *data.splits.test)  # a few may have the same options by chance
+    calibrate = calibrate and development > 0 and len({e.choices for e in everyone}) == 1
     if not development:
         first = next(iter(weights))
-        examples = first.split(0, validation=SOURCE_DEVELOPMENT, test=0, seed=seed).validation
+        some = min(SOURCE_DEVELOPMENT, len(first.examples) // 3)
+        examples = first.split(0, validation=some, test=0, seed=seed).validation
         template = Template(model.tokenizer, first, style)
         seen |= {example.input for example in examples}
         weights = distinct([(without(task, seen), weight) for task, weight in weights.items()])
@@ -150,8 +158,7 @@ def transfer(
         return extract(model, task, partial=kept, **(options | changes))
 
     def chosen(vector: Intervention) -> Choice:
-        prior = calibrate and development > 0
-        found = choose_place(model, vector, template, examples, calibrate=prior, scales=scales, progress=progress)
+        found = choose_place(model, vector, template, examples, calibrate=calibrate, scales=scales, progress=progress)
         return found if trainer is None else trainer.strategy.broadcast(found)  # all processes test the same
 
     middle = [extracted(without(one, seen)) for one, _ in weighted(centre)] if centre else []
@@ -162,30 +169,31 @@ def transfer(
 
     vector = made()
     choice = chosen(vector)
-    refused = refuse and not choice.helps
+    refused = not choice.scale or (refuse and not choice.helps)
 
     def finished(bare: Intervention) -> Intervention:
-        return with_label_prior(model, bare, template, examples) if calibrate and development else bare
+        return with_label_prior(model, bare, template, examples) if calibrate else bare
 
     steering = finished(choice.of(vector))
     steering.metadata["refused"] = refused
     steering.metadata["seen"] = seen_digests([e.input for e in examples], steering.metadata.get("seen"))
     methods = [Method("cast", None if refused else steering)]
-    if "label prior" in baselines and calibrate and development:
+    if "label prior" in baselines and calibrate:
         prior = label_prior(model, 0.0 * vector, template, examples)
         methods = ([] if prior is None else [Method("label prior", prior)]) + methods
-    if "random direction" in baselines:
+    if "random direction" in baselines and choice.scale:
         methods.append(Method("random direction", finished(of_equal_norm(model, choice.of(vector), seed))))
     if "random samples" in baselines and options.get("strategy", "random") != "random":
         other = made(strategy="random")
         methods.append(Method("random samples", finished(chosen(other).of(other))))
-    if "few-shot" in baselines:
-        methods.insert(0, Method("few-shot", demonstrations=data.splits.train))
+    own = data.template(model.tokenizer)
+    if "few-shot" in baselines and (fits := fitting_own(model, own, data.splits.train, data.splits.test)):
+        methods.insert(0, Method("few-shot", demonstrations=fits))
     shown = None
     if "cross-task few-shot" in baselines:
         heaviest = max(weights, key=lambda task: weights[task])
         offered = demonstrations_of(heaviest, min(samples, len(heaviest.examples)), seed)
-        shown = fitting(model, data.template(model.tokenizer), offered, data.splits.test)
+        shown = fitting(model, own, offered, data.splits.test)
     if shown is not None:
         methods.insert(0, Method("cross-task few-shot", before=shown))
     if "zero-shot" in baselines:
@@ -277,5 +285,18 @@ def of_equal_norm(model: LanguageModel, vector: Intervention, seed: int) -> Inte
 
 
 def without(task: Task, inputs: set[str]) -> Task:
-    """The task without the examples of these inputs, and without a test set: what is tested is no source."""
-    return replace(task, examples=tuple(e for e in task.examples if e.input not in inputs), test_examples=None)
+    """The task without the examples of these inputs, but for case and spaces, and without a test set.
+
+    What is tested is no source.
+
+    Raises:
+        UserError: fewer than two examples are left.
+    """
+    tested = set(map(same_text, inputs))
+    left = tuple(e for e in task.examples if same_text(e.input) not in tested)
+    if len(left) < 2:
+        raise UserError(
+            f"expected source examples that are not tested, found {len(left)} in {task.name}: give it more, or the "
+            "target fewer test and development examples"
+        )
+    return replace(task, examples=left, test_examples=None)

@@ -1,11 +1,11 @@
-"""What the baseline of cross-task prompting shows: examples of another task, before the query of this one."""
+"""What the prompting baselines show before a query: as many demonstrations as the model has room for."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from laai.evaluate import answer_limit
@@ -35,20 +35,54 @@ def fitting(model: LanguageModel, template: Template, shown: Shown, queries: Seq
     Raises:
         UserError: an answer has a line break, which ends it in a plain prompt.
     """
-    longest = max(queries, key=lambda e: len(template.encode(e.input).prompt)).input
-    context = getattr(text_config(model.llm), "max_position_embeddings", None) or math.inf
-    options = [replace(e, output=option) for e in queries for option in e.choices or ()]
-    room = min(LONGEST_PROMPT, context - answer_limit(template, [*queries, *options]))
+    longest, room = longest_query(template, queries), min(LONGEST_PROMPT, context_left(model, template, queries))
 
     def tokens(count: int) -> int:
         before = Shown(shown.task, shown.examples[:count])
         return len(replace(template, before=before).encode(longest).prompt)
 
-    most = len(shown.examples)
-    if count := bisect_right(range(1, most + 1), room, key=tokens):
+    if count := most_within(room, len(shown.examples), tokens):
         return Shown(shown.task, shown.examples[:count])
     warnings.warn(
         f"cross-task few-shot is left out: a query behind one example of {shown.task.name} is over {room:g} tokens",
         stacklevel=3,
     )
     return None
+
+
+def fitting_own(
+    model: LanguageModel, template: Template, demonstrations: tuple[Example, ...], queries: Sequence[Example]
+) -> tuple[Example, ...]:
+    """The first of a task's own demonstrations, as many as its longest query leaves room for in the model's context.
+
+    Args:
+        model: whose context holds prompt and answer.
+        template: writes queries and demonstrations.
+        demonstrations: of the same task.
+        queries: at least one.
+    """
+    longest, room = longest_query(template, queries), context_left(model, template, queries)
+    count = most_within(
+        room, len(demonstrations), lambda count: len(template.encode(longest, demonstrations[:count]).prompt)
+    )
+    if count < len(demonstrations):
+        what = f"shows {count} of {len(demonstrations)} examples" if count else "is left out"
+        warnings.warn(f"few-shot {what}: more with a query are over {room:g} tokens", stacklevel=3)
+    return demonstrations[:count]
+
+
+def longest_query(template: Template, queries: Sequence[Example]) -> str:
+    """The input with the most tokens."""
+    return max(queries, key=lambda e: len(template.encode(e.input).prompt)).input
+
+
+def context_left(model: LanguageModel, template: Template, queries: Sequence[Example]) -> float:
+    """Tokens that a prompt may have, so that the model's context holds the longest answer or option too."""
+    context = getattr(text_config(model.llm), "max_position_embeddings", None) or math.inf
+    options = [replace(e, output=option) for e in queries for option in e.choices or ()]
+    return float(context - answer_limit(template, [*queries, *options]))
+
+
+def most_within(room: float, most: int, tokens: Callable[[int], int]) -> int:
+    """The largest count from 0 to `most` whose `tokens`, which grow with it, are not more than `room`."""
+    return bisect_right(range(1, most + 1), room, key=tokens)

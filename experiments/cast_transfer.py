@@ -216,7 +216,7 @@ class Matrix:
             vector = self.vector(pool, seed, strategy)
             found = choices_by_site(
                 model, vector, template, data.splits.validation,
-                calibrate=o.label_prior, scales=(0.5, 1.0, 2.0), progress=False,
+                calibrate=o.label_prior, progress=False,
             )  # fmt: skip
             tried = {name: likeliest(found)}
             if name == "cast" and "each site" not in skip:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from cast_transfer import find_task, thinned
 
-from cast.choice import Choice, grid
+from cast.choice import SCALES, Choice, grid
 from cast.contrast import Contrast
 from cast.cross_task import centred, without
 from cast.embeddings import state_embeddings
@@ -43,7 +43,6 @@ VARIANTS = (
 )
 CENTRED = ("centred", "mean of tasks")
 SAME_PLACE = ("difference", "no label prior", "ridge", "scale by layer")
-SCALES = (0.5, 1.0, 2.0)
 WORDINGS = ("{}", "Task: {}", "Look at each item and answer. {}", "{} Reply with the answer only, nothing else.", "")
 COST_SHOTS = (0, 1, 2, 5, 10, 20)
 
@@ -101,7 +100,7 @@ class Study:
         self, vector: Intervention, template: Template, target: str, seed: int, places: Places | None = None
     ) -> Choice:
         """Layers and scale of a vector, chosen on the development examples."""
-        settings: dict[str, Any] = {"scales": SCALES, "places": places or self.places(), "progress": False}
+        settings: dict[str, Any] = {"places": places or self.places(), "progress": False}
         return choose_place(self.model, vector, template, self.split(target, seed).validation, **settings)
 
     def under(

@@ -44,7 +44,7 @@ class Method:
 class Evaluation(pl.LightningModule):
     """One method under Lightning's test loop, which shares the examples out to the devices.
 
-    After the loop: `scores` over all devices, and `measured`, this device's examples.
+    After the loop: `scores` and `answers` (see `TaskMetrics`) over all devices, and `measured`, this device's examples.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Evaluation(pl.LightningModule):
         self.metrics = TaskMetrics()
         self.measured: list[Measured] = []
         self.scores: Scores | None = None
+        self.answers: dict[str, list[int | None]] = {}
         self._limit = answer_limit(self.template, data.splits.test)
         self._attachment: Attachment | None = None
 
@@ -89,7 +90,7 @@ class Evaluation(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Gather the scores of all devices."""
-        self.scores = self.metrics.compute(self.method.name)
+        self.scores, self.answers = self.metrics.compute(self.method.name), self.metrics.answers()
 
     def detach(self) -> None:
         """Unhook the vectors."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -211,6 +212,20 @@ def choose_options(
     return _choose(llm, template, examples, demonstrations, batch_size, sharing)
 
 
+def _options(template: Template, example: Example, demonstrations: Sequence[Example]) -> list[Prompt]:
+    """The prompt with each option; with its terminator too where one option begins another, and would always win."""
+    found: list[Prompt] = []
+    for terminate in (False, True):
+        found = [
+            template.encode(example.input, demonstrations, option, terminate=terminate)
+            for option in example.choices or ()
+        ]
+        answers = sorted(prompt.answer for prompt in found)  # what begins another stands right before one it begins
+        if not any(long[: len(short)] == short for short, long in itertools.pairwise(answers)):
+            break
+    return found
+
+
 def _choose(
     llm: nn.Module,
     template: Template,
@@ -219,11 +234,7 @@ def _choose(
     batch_size: int,
     sharing: Sharing,
 ) -> list[Chosen]:
-    options = [
-        template.encode(e.input, demonstrations, option, terminate=False)
-        for e in examples
-        for option in e.choices or ()
-    ]
+    options = [prompt for e in examples for prompt in _options(template, e, demonstrations)]
     found = iter(zip(_nlls(llm, template, options, batch_size, sharing), options, strict=True))
     chosen: list[Chosen] = []
     for example in examples:

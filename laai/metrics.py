@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 
 class Interval(NamedTuple):
-    """A mean over `n` examples with its 95% bootstrap interval."""
+    """A mean over `n` examples with its 95% interval."""
 
     mean: float
     low: float
@@ -31,7 +32,7 @@ def first_lines(generated: str, expected: str) -> str:
 
 
 def forced_choice(option_nlls: Sequence[float], option_lengths: Sequence[int] | None = None) -> int:
-    """Index of the likeliest option.
+    """Index of the likeliest option; -1 where a likelihood is no number, as of a model that overflows.
 
     Args:
         option_nlls: negative log-likelihood of each option, summed over its tokens, in nats.
@@ -39,7 +40,7 @@ def forced_choice(option_nlls: Sequence[float], option_lengths: Sequence[int] | 
     """
     lengths = option_lengths if option_lengths is not None else [1] * len(option_nlls)
     scores = [nll / length for nll, length in zip(option_nlls, lengths, strict=True)]
-    return scores.index(min(scores))
+    return -1 if any(map(math.isnan, scores)) else scores.index(min(scores))
 
 
 def calibrated_choices(option_nlls: Tensor) -> Tensor:
@@ -70,6 +71,20 @@ def bootstrap_interval(values: Tensor, resamples: int = 2000, seed: int = 0) -> 
     means = values[draws].mean(dim=1)
     low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
     return Interval(values.mean().item(), low, high, n)
+
+
+def share_interval(right: Tensor) -> Interval:
+    """Share of ones in `right` (n,), of zeros and ones, with Wilson's 95% score interval (1927); NaN for n = 0.
+
+    A bootstrap of answers that are all right, or all wrong, is of no width: it would be sure after three of them.
+    """
+    n = len(right)
+    if n == 0:
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    share, z = right.double().mean().item(), 1.959964
+    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    low, high = ((middle + side) / (1 + z * z / n) for side in (-half, half))
+    return Interval(share, max(low, 0.0), min(high, 1.0), n)
 
 
 class PerExample(Metric):

@@ -27,7 +27,7 @@ def seen_digests(inputs: Iterable[str], *before: str | None) -> str:
 
 
 def unseen(examples: Sequence[Example], metadata: Mapping[str, Any]) -> tuple[Example, ...]:
-    """The examples whose input is not among those that vectors with this metadata were made from."""
+    """The examples whose input is not, but for case and spaces, among those that vectors with this metadata saw."""
     seen = _digests(metadata.get("seen"))
     return tuple(example for example in examples if _digest(example.input) not in seen)
 
@@ -60,8 +60,13 @@ def data_facts(data: FewShotDataModule) -> dict[str, Any]:
     return facts | {"examples": hashlib.sha256(repr(pairs).encode(errors="surrogatepass")).hexdigest()[:16]}
 
 
+def same_text(text: str) -> str:
+    """A text without its case and with single spaces: what two inputs that differ in these alone have in common."""
+    return " ".join(text.casefold().split())
+
+
 def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:DIGEST_BYTES]
+    return hashlib.sha256(same_text(text).encode(errors="surrogatepass")).digest()[:DIGEST_BYTES]
 
 
 def _digests(text: str | None) -> set[bytes]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from laai.evaluate import Measured
-from laai.metrics import PerExample, bootstrap_interval
+from laai.metrics import PerExample, share_interval
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Scores:
     """One method on one set of examples.
 
     Attributes:
-        exact_match, exact_match_low, exact_match_high: share of exact matches and its 95% bootstrap interval.
+        exact_match, exact_match_low, exact_match_high: share of exact matches and its 95% interval (Wilson's).
         choice_accuracy, choice_accuracy_low, choice_accuracy_high: forced choice by option likelihood, summed over the
-            option's tokens, over the examples with choices, and its 95% bootstrap interval; None where there are none.
+            option's tokens, over the examples with choices, and its 95% interval (Wilson's); None where there are none.
         choice_accuracy_mean: the same by the likelihood averaged over the option's tokens.
         nll: mean over examples of the mean negative log-likelihood per answer token, nats.
         n: examples.
@@ -67,10 +67,10 @@ class TaskMetrics(nn.Module):
 
     def compute(self, method: str) -> Scores:
         """The scores over all devices' examples, each counted once."""
-        exact = self.exact.interval()
+        exact = share_interval(self.exact.compute().view(-1))
         mean = {name: getattr(self, name).interval() for name in ("nll", "tokens", "ms")}
         right = [metric.compute().view(-1) for metric in (self.choice_sum, self.choice_mean)]
-        choice, by_mean = (bootstrap_interval(values[~values.isnan()]) for values in right)
+        choice, by_mean = (share_interval(values[~values.isnan()]) for values in right)
         return Scores(
             method=method,
             exact_match=exact.mean,
@@ -85,6 +85,12 @@ class TaskMetrics(nn.Module):
             prompt_tokens=mean["tokens"].mean,
             ms_per_query=mean["ms"].mean,
         )
+
+    def answers(self) -> dict[str, list[int | None]]:
+        """Which examples of all devices were right, in their order: exact match, and forced choice or None."""
+        found = {"exact": self.exact, "choice": self.choice_sum}
+        values = {name: metric.compute().view(-1).tolist() for name, metric in found.items()}
+        return {name: [None if math.isnan(v) else int(v) for v in own] for name, own in values.items()}
 
     def reset(self) -> None:
         """Forget all examples."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from laai import batches
 from laai.batches import Reuse, by_length
 from laai.errors import UserError
-from laai.evaluate import answer_limit, measure
+from laai.evaluate import answer_limit, choose_options, measure
 from laai.intervention import Intervention
 from laai.prompts import Template
 from laai.shared_prefix import common_length
@@ -192,6 +194,21 @@ def test_an_answer_that_goes_on_is_no_match(tiny, word_task):
     longest = max(len(template.encode(e.input, answer=e.output).answer) for e in word_task.examples)
     assert answer_limit(template, word_task.examples) == longest
     assert longest >= 3, "'dark blue' and its terminator"
+
+
+def test_an_option_that_begins_another_can_lose_to_it(tiny):
+    """The longer one has more to pay for, always: so both are scored with their ends."""
+    labels = ("agree", "agree strongly", "no")
+    task = Task("views", tuple(Example(f"view {i}", labels[i % 3], labels) for i in range(6)))
+    template = Template(tiny.tokenizer, task)
+    (found, *_) = choose_options(tiny.llm, template, task.examples[:1])
+    with_ends = [template.encode("view 0", answer=label) for label in labels]
+    by_hand = [sum(nll_by_hand(tiny, prompt, {}, "last_prompt")) for prompt in with_ends]
+    assert found.nlls == pytest.approx(by_hand, **CLOSE)
+    plain = replace(task, examples=tuple(Example(f"view {i}", "no", ("yes", "no")) for i in range(2)))
+    (found, *_) = choose_options(tiny.llm, Template(tiny.tokenizer, plain), plain.examples)
+    without = [template.encode("view 0", answer=label, terminate=False) for label in ("yes", "no")]
+    assert found.nlls == pytest.approx([sum(nll_by_hand(tiny, p, {}, "last_prompt")) for p in without], **CLOSE)
 
 
 def test_batches_by_length():

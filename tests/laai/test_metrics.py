@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from laai.metrics import PerExample, bootstrap_interval, exact_match, forced_choice
+from laai.metrics import PerExample, bootstrap_interval, exact_match, forced_choice, share_interval
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,7 @@ def test_forced_choice_takes_the_likeliest():
     assert forced_choice([2.0, 2.0]) == 0
     with pytest.raises(ValueError, match="shorter"):
         forced_choice([1.0, 2.0], [1])
+    assert forced_choice([math.nan, 1.0]) == forced_choice([0.5, math.nan]) == -1, "no option of a model that overflows"
 
 
 def test_interval_of_proportions_is_near_the_binomial_one():
@@ -59,6 +60,17 @@ def test_interval_covers_the_truth_in_about_95_of_100_samples():
     intervals = [bootstrap_interval(sample, resamples=500) for sample in samples]
     covered = sum(i.low <= 0.3 <= i.high for i in intervals) / len(intervals)
     assert 0.90 <= covered <= 0.98
+
+
+def test_interval_of_a_share():
+    """Agresti and Coull (1998) and others give 0 to 0.161 for none of 20 by Wilson's."""
+    for right, n, low, high in ((0, 20, 0.0, 0.1611), (20, 20, 0.8389, 1.0), (5, 10, 0.2366, 0.7634)):
+        found = share_interval((torch.arange(n) < right).float())
+        assert found == (right / n, pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4), n)
+    assert math.isnan(share_interval(torch.zeros(0)).low)
+    generator = torch.Generator().manual_seed(0)
+    intervals = [share_interval((torch.rand(20, generator=generator) < 0.05).float()) for _ in range(1000)]
+    assert sum(i.low <= 0.05 <= i.high for i in intervals) > 900
 
 
 def test_interval_is_repeatable_and_leaves_the_global_generator_alone():
