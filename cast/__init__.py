@@ -9,16 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cast.cross_task import centred, transfer
+    from cast.cross_task import transfer
     from cast.extraction import extract, extract_from, extract_own
     from cast.label_prior import with_label_prior
+    from cast.mixing import centred
     from cast.scale import best_scale
     from cast.start import CastStart
 
 _HOMES = {
     "CastStart": "cast.start",
     "best_scale": "cast.scale",
-    "centred": "cast.cross_task",
+    "centred": "cast.mixing",
     "extract": "cast.extraction",
     "extract_from": "cast.extraction",
     "extract_own": "cast.extraction",

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,38 +12,11 @@ from lightning.pytorch.accelerators import CPUAccelerator
 
 from cast.contrast_loop import check_precision
 from laai.errors import UserError
-from laai.files import check_name
 from laai.tasks import Task, builtin_tasks, load_task
 
 
-def check_output(name: str, option: str = "--output") -> Path:
-    """The path of a file to be written later; nothing is left behind.
-
-    Args:
-        name: as the user gave it.
-        option: that it was given by.
-
-    Raises:
-        UserError: a folder, or a place where no file can be made.
-    """
-    path = check_name(name)
-    folder = path.absolute().parent
-    try:
-        if path.is_dir():
-            raise UserError(f"expected {option} as a file to write, found the folder {path}: name a file in it")
-        while not folder.exists():
-            folder = folder.parent
-        # Tried rather than asked: permissions, read-only disks and names that are too long all show by it.
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}.partial-00.0.", suffix=".tmp"):
-            pass
-    except OSError as error:
-        found = f"{path}: {error.strerror or error}"
-        raise UserError(f"expected {option} as a file that can be written, found {found}; name another") from error
-    return path
-
-
 def load_with(columns: Mapping[str, str], names: Sequence[str]) -> Callable[[str], Task]:
-    """A function that reads tasks by name: those that are not built in, by their columns.
+    """A function that reads tasks by name: those that are not built in by their columns, and all with an instruction.
 
     Args:
         columns: as `load_task` takes them.
@@ -54,27 +25,32 @@ def load_with(columns: Mapping[str, str], names: Sequence[str]) -> Callable[[str
     Raises:
         UserError: columns, and no task that takes them.
     """
-    if columns and all(name in builtin_tasks() for name in names):
+    said = {field: text for field, text in columns.items() if field == "instruction"}
+    if columns.keys() - said.keys() and all(name in builtin_tasks() for name in names):
         raise UserError("expected --columns with a file, folder or hf:NAME, found built-in tasks alone: leave it out")
-    return lambda name: load_task(name, columns=None if name in builtin_tasks() else columns)
+    return lambda name: load_task(name, columns=said if name in builtin_tasks() else columns)
 
 
-def trainer_of(devices: str, precision: str) -> pl.Trainer:
+def trainer_of(devices: str, precision: str, num_nodes: int = 1) -> pl.Trainer:
     """A quiet trainer for extractions and tests.
 
     Args:
         devices: a number, or auto.
         precision: Lightning's, one that leaves the model as it is.
+        num_nodes: machines.
 
     Raises:
         UserError: there are not so many devices, no such precision, or one that would convert the model.
     """
     if devices != "auto" and not (devices.isdecimal() and int(devices) > 0):
         raise UserError(f"expected --devices as a number from 1 on, or auto, found {devices!r}")
+    if num_nodes < 1:
+        raise UserError(f"expected --num_nodes as at least 1, found {num_nodes}")
     anything: Any = precision  # what is not among Lightning's own is caught
     try:
         trainer = pl.Trainer(
             devices=devices,
+            num_nodes=num_nodes,
             precision=anything,
             logger=False,
             enable_checkpointing=False,

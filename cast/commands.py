@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cast.words import KINDS, STRATEGIES
 from laai.cli import Parsers, add_columns, add_command, add_model_options, columns_of
 from laai.words import POSITIONS, SITES, STYLES
-
-if TYPE_CHECKING:
-    from cast.choice import Choice
 
 
 def add_extract(commands: Parsers) -> None:
@@ -26,8 +23,7 @@ def add_extract(commands: Parsers) -> None:
     parser.add_argument("--output", required=True, help="the file to write; an interrupted run goes on if repeated")
     parser.add_argument("--site", choices=[*SITES, "both"], default="heads", help="where (default: heads)")
     parser.add_argument("--positions", choices=POSITIONS, default="last_prompt", help="where it will be added")
-    parser.add_argument("--kind", choices=KINDS, default="difference", help="few_shot: without subtracting (ablation)")
-    parser.add_argument("--preserve_norm", action="store_true", help="steering will leave each activation's norm")
+    parser.add_argument("--layers", nargs="+", type=int, help="which layers (default: all)")
     add_trainer_options(parser, "samples")
     add_selection_options(parser)
     add_columns(parser)
@@ -39,6 +35,12 @@ def add_trainer_options(parser: Any, shared: str) -> None:
     parser.add_argument(
         "--devices", default="1", help=f"devices that share the {shared}: a number, or auto (default: 1)"
     )
+    parser.add_argument(
+        "--num_nodes",
+        type=int,
+        default=1,
+        help="machines of so many devices, started by torchrun or srun (default: 1)",
+    )
     parser.add_argument("--precision", default="32-true", help="Lightning's precision (default: 32-true)")
 
 
@@ -48,6 +50,9 @@ def add_selection_options(parser: Any) -> None:
     parser.add_argument("--shots", type=int, default=5, help="demonstrations in each few-shot prompt (default: 5)")
     parser.add_argument("--select", choices=STRATEGIES, default="random", help="choice of samples (default: random)")
     parser.add_argument("--encoder", help="sentence encoder to compare samples by (default: the model itself)")
+    parser.add_argument("--kind", choices=KINDS, default="difference", help="few_shot: without subtracting (ablation)")
+    parser.add_argument("--preserve_norm", action="store_true", help="steering will leave each activation's norm")
+    parser.add_argument("--batch_size", type=int, default=16, help="samples read at a time (default: 16)")
     parser.add_argument("--shared_shots", action="store_true", help="the same demonstrations for all samples: faster")
     parser.add_argument("--from_selected", action="store_true", help="demonstrations from the chosen samples alone")
     parser.add_argument("--style", choices=STYLES, default="plain", help="prompt style (default: plain)")
@@ -56,14 +61,16 @@ def add_selection_options(parser: Any) -> None:
 
 def selection(options: Any) -> dict[str, Any]:
     """Those options as arguments of `cast.extract`."""
-    names = ("samples", "shots", "encoder", "shared_shots", "from_selected", "style", "seed")
+    names = ["samples", "shots", "encoder", "kind", "preserve_norm", "batch_size", "shared_shots", "from_selected"]
+    names += ["style", "seed"]
     return {name: getattr(options, name) for name in names} | {"strategy": options.select}
 
 
 def _extract(options: Any) -> None:
-    from cast.command_checks import check_output, trainer_of
+    from cast.command_checks import trainer_of
     from cast.contrast_loop import discard
     from cast.extraction import extract
+    from laai.files import check_output
     from laai.models import load_model
     from laai.noise import ignore_chatter
     from laai.tasks import load_task
@@ -71,12 +78,12 @@ def _extract(options: Any) -> None:
     ignore_chatter()
     output = check_output(options.output)
     partial = output.with_name(f"{output.name}.partial")
-    trainer = trainer_of(options.devices, options.precision)
+    trainer = trainer_of(options.devices, options.precision, options.num_nodes)
     source = load_task(options.source, columns=columns_of(options))
     model = load_model(options.base_model, dtype=options.dtype)
     vector = extract(
         model, source, site=list(SITES) if options.site == "both" else options.site, positions=options.positions,
-        kind=options.kind, preserve_norm=options.preserve_norm, trainer=trainer, partial=partial, **selection(options),
+        layers=options.layers, trainer=trainer, partial=partial, **selection(options),
     )  # fmt: skip
     if trainer.is_global_zero:
         path = vector.save(output)
@@ -127,10 +134,11 @@ def add_transfer(commands: Parsers) -> None:
 
 
 def _transfer(options: Any) -> None:
-    from cast.command_checks import check_output, load_with, trainer_of
+    from cast.command_checks import load_with, trainer_of
     from cast.cross_task import discard_all, transfer, weighted
+    from cast.transfer_report import against, read_from, refusal, said_of
     from laai.errors import UserError
-    from laai.files import write_json
+    from laai.files import check_output, write_json
     from laai.models import load_model
     from laai.noise import ignore_chatter
     from laai.report import print_table
@@ -145,7 +153,7 @@ def _transfer(options: Any) -> None:
         raise UserError(f"expected --output and --json as two files, found {output} twice: name another")
     written = output or table
     partial = written.with_name(f"{written.name}.partial") if written else None
-    trainer = trainer_of(options.devices, options.precision)
+    trainer = trainer_of(options.devices, options.precision, options.num_nodes)
     columns, own = columns_of(options), columns_of(options, "target_columns")
     named = sources_of(options.source)
     load = load_with(columns, [*named, *options.centre, *([] if own else [options.target])])
@@ -160,11 +168,12 @@ def _transfer(options: Any) -> None:
     )  # fmt: skip
     if not trainer.is_global_zero:
         return
-    print_table(found.scores, f"{' + '.join(options.source)} -> {options.target}: {options.samples} source samples")
-    sys.stdout.write(said_of(found.choice, found.chosen_on) + "\n")
+    print_table(found.scores, f"{' + '.join(options.source)} -> {options.target}: {read_from(found.vector.metadata)}")
+    lines = [*against(found.evaluations), said_of(found.choice, found.chosen_on)]
+    sys.stdout.write("\n".join(lines) + "\n")
     if found.shown:
         sys.stdout.write(f"cross-task few-shot: {len(found.shown.examples)} examples of {found.shown.task.name}\n")
-    if prior := found.vector.metadata.get("label_prior"):
+    if (prior := found.vector.metadata.get("label_prior")) and not found.refused:
         sys.stdout.write(f"label prior: {', '.join(f'{label} {shift:+.2f}' for label, shift in prior.items())} nats\n")
     if found.refused and (line := refusal(found.choice, output is not None)):
         sys.stdout.write(line + "\n")
@@ -174,33 +183,6 @@ def _transfer(options: Any) -> None:
         write_json(table, {"source": options.source, "target": options.target} | found.as_json())
     if partial:
         discard_all(partial)
-
-
-def said_of(choice: Choice, chosen_on: str) -> str:
-    """One line: where a vector goes and what it did to the examples that it was chosen on, or that it goes nowhere."""
-    examples = f"{choice.examples} examples of the {chosen_on}"
-    if not choice.scale:
-        return f"no vector: at every place and scale right answers got no likelier, or lost to others, on {examples}"
-    layers = f"layers {choice.layers[0]} to {choice.layers[-1]}"
-    if len(choice.layers) == 1:
-        layers = f"layer {choice.layers[0]}"
-    layers += f" at {choice.site}" if choice.site else ""
-    interval = f"{choice.gain:+.3f}, {choice.gain_low:+.3f} to {choice.gain_high:+.3f}"
-    among = "" if choice.choice_gain is None else f"; among the options {choice.choice_gain:+.3f}"
-    return f"{layers}, scale {choice.scale:g}, chosen on {examples} (probability of the right answer {interval}{among})"
-
-
-def refusal(choice: Choice, wanted: bool) -> str:
-    """What a refused vector comes to, in a line; none where `said_of` has said all.
-
-    Args:
-        choice: that does not help.
-        wanted: a file was asked for.
-    """
-    if not choice.scale:  # with --always a vector of strength 0 would be written, which is nobody's wish
-        return "not written: there is no vector" if wanted else ""
-    done, cure = ("not applied and not written", "does both") if wanted else ("not applied", "applies it")
-    return f"{done}: on those examples the vector did not help enough (--always {cure})"
 
 
 def sources_of(names: Sequence[str]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cast.fingerprint import fingerprint
 from laai.batches import Reuse, started_batches
 from laai.errors import UserError
 from laai.files import write_atomically
@@ -136,9 +137,10 @@ class Contrast:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes with the model, its dtype and precision, the prompts and what is read of them."""
-        parts = [self._model.identity, str(self._model.llm.dtype), [list(k) for k in self.widths], self.kept.shape[1]]
-        parts.append(self._precision)
+        """Changes with the model's name and weights, its dtype and precision, the prompts and what is read of them."""
+        llm = self._model.llm
+        parts: list[object] = [self._model.identity, fingerprint(llm), str(llm.dtype), self._precision]
+        parts += [[list(key) for key in self.widths], self.kept.shape[1]]
         prompts = [[(*p.prefix, *p.suffix) for p in prompts] for prompts in self._prompts]
         return hashlib.sha256(json.dumps([parts, prompts]).encode()).hexdigest()
 

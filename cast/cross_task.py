@@ -16,6 +16,7 @@ from cast.contrast_loop import discard, files_of
 from cast.cross_task_prompt import demonstrations_of, fitting, fitting_own
 from cast.extraction import extract
 from cast.label_prior import label_prior, with_label_prior
+from cast.mixing import centred, combined, of_equal_norm
 from cast.place import choose_place
 from laai.compare import Evaluation, Method, compare
 from laai.data import FewShotDataModule
@@ -66,11 +67,10 @@ class Transfer:
         facts["label_prior"] = self.vector.metadata.get("label_prior")
         shown = self.shown and {"source": self.shown.task.name, "examples": len(self.shown.examples)}
         facts["cross_task_few_shot"] = shown
-        made = self.vector.metadata
-        facts["vector"] = {
-            name: made[name] for name in ("base_model", "revision", "config_hash", "cast") if name in made
-        }
-        return facts | {"rows": [row.as_json() | one.answers for row, one in zip(self.scores, self.evaluations)]}
+        told = ("base_model", "revision", "config_hash", "cast")
+        facts["vector"] = {name: value for name, value in self.vector.metadata.items() if name in told}
+        pairs = zip(self.scores, self.evaluations, strict=True)
+        return facts | {"rows": [scores.as_json() | evaluation.answers for scores, evaluation in pairs]}
 
 
 def transfer(
@@ -248,40 +248,6 @@ def discard_all(partial: Path) -> None:
     """Delete what `transfer` keeps; for its callers, once what it found is saved."""
     for number in itertools.takewhile(lambda n: files_of(numbered(partial, n)), itertools.count()):
         discard(numbered(partial, number))
-
-
-def combined(vectors: Sequence[Intervention], weights: Sequence[float]) -> Intervention:
-    """The weighted mean of tasks' vectors; `weights` sum to one."""
-    vectors = [weight * vector for vector, weight in zip(vectors, weights, strict=True)]
-    if len(vectors) == 1:
-        return vectors[0]
-    total = vectors[0]
-    for vector in vectors[1:]:
-        total = total + vector
-    parts = [vector.metadata["cast"] | {"weight": vector.scale} for vector in vectors]
-    made = {"combined": parts, "style": parts[0]["style"]}  # the style on top, where `laai evaluate` looks for it
-    return total.with_vectors(dict(total.items()), metadata=total.metadata | {"cast": made})
-
-
-def centred(vector: Intervention, others: Sequence[Intervention]) -> Intervention:
-    """The vector less the mean of several tasks' vectors, at scale 1: less what demonstrations of any task do.
-
-    Raises:
-        UserError: other sites, layers or widths.
-    """
-    mean = others[0] * (1 / len(others))
-    for other in others[1:]:
-        mean = mean + other * (1 / len(others))
-    made = {"cast": vector.metadata.get("cast", {}) | {"centred_on": [o.metadata.get("cast") for o in others]}}
-    found = vector - mean
-    return found.with_vectors(dict(found.items()), metadata=found.metadata | made)
-
-
-def of_equal_norm(model: LanguageModel, vector: Intervention, seed: int) -> Intervention:
-    """Random directions with the norms of `vector`, vector by vector: the control."""
-    draws = [Intervention.random(model, site, vector.select(site=site).layers, seed=seed) for site in vector.sites]
-    directions = {key: direction for draw in draws for key, direction in draw.items()}
-    return vector.with_vectors({key: v.norm() * directions[key] for key, v in vector.items()})
 
 
 def without(task: Task, inputs: set[str]) -> Task:

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
 
+from cast.fingerprint import fingerprint
 from laai.default_model import cache_folder
 from laai.errors import UserError
 from laai.files import write_atomically
@@ -131,15 +132,6 @@ def encoder_embeddings(
         return _averaged(run, encode, texts, encoder, batch_size, progress)
 
     return _kept([fingerprint(encoder)], texts, embed)
-
-
-def fingerprint(module: nn.Module) -> str:
-    """Changes with a module's weights: sha256 over the beginning of each, its shape and dtype."""
-    digest = hashlib.sha256()
-    for name, weight in module.state_dict().items():
-        some = weight.detach().flatten()[:64].float().cpu()
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + some.numpy().tobytes())
-    return digest.hexdigest()
 
 
 @torch.no_grad()

@@ -140,8 +140,9 @@ def extract_from(
         for s in dict.fromkeys(s for s, _ in contrast.widths)
     ]
     heads = {layer: count for part in parts for layer, count in part.num_heads.items()}
-    facts = {"source": template.task.name, "style": template.style, "kind": kind} | dict(settings or {})
     inputs = [e.input for e in (*samples, *(shot for shown in demonstrations for shot in shown))]
+    facts: dict[str, object] = {"source": template.task.name, "style": template.style, "kind": kind}
+    facts |= {"labels": len(set(inputs))} | dict(settings or {})
     return Intervention(
         contrast.means(difference=kind == "difference"),
         positions=positions, preserve_norm=preserve_norm, num_heads=heads,
@@ -180,12 +181,14 @@ def contrast_of(
         keep: keep every sample's activations.
 
     Raises:
-        UserError: a sample stands among its own demonstrations, there is no such site or layer, the trainer's
+        UserError: a sample stands among its own demonstrations, there is no such site or layer, no batch, the trainer's
             precision would convert the model, or `partial` holds another extraction.
     """
     for sample, shown in zip(samples, demonstrations, strict=True):
         if any(shot.input == sample.input for shot in shown):
             raise UserError(f"the sample {sample.input!r} stands among its own demonstrations")
+    if batch_size < 1:
+        raise UserError(f"expected batch_size as at least 1, found {batch_size}")
     decoder = find_decoder(model.llm)
     keys: list[Key] = []
     for s in [site] if isinstance(site, str) else site:

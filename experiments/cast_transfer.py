@@ -35,9 +35,10 @@ from resuming import ends_in_one_line, kept_results
 
 import cast
 import laai
-from cast.cross_task import of_equal_norm, without
+from cast.cross_task import without
 from cast.cross_task_prompt import demonstrations_of
 from cast.label_prior import label_prior, with_label_prior
+from cast.mixing import of_equal_norm
 from cast.place import choices_by_site, likeliest
 from cast.words import STRATEGIES, Strategy
 from laai.batches import Reuse

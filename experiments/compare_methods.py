@@ -24,7 +24,7 @@ from resuming import ends_in_one_line
 
 import cast
 import laai
-from cast.cross_task import of_equal_norm
+from cast.mixing import of_equal_norm
 from laai.compare import Method, compare
 from laai.data import FewShotDataModule, encode_training
 from laai.files import write_json

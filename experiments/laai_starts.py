@@ -32,7 +32,8 @@ from starts_report import Row, from_others, write_report
 
 import cast
 import laai
-from cast.cross_task import of_equal_norm, without
+from cast.cross_task import without
+from cast.mixing import of_equal_norm
 from cast.words import Strategy
 from laai.batches import Reuse
 from laai.data import FewShotDataModule

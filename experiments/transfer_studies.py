@@ -15,11 +15,12 @@ from cast_transfer import find_task, thinned
 
 from cast.choice import SCALES, Choice, grid
 from cast.contrast import Contrast
-from cast.cross_task import centred, without
+from cast.cross_task import without
 from cast.embeddings import state_embeddings
 from cast.extraction import contrast_of, extract_from
 from cast.label_prior import with_label_prior
 from cast.layer_scales import scale_by_layer
+from cast.mixing import centred
 from cast.place import choose_place
 from cast.ridge import RidgeMap, fit_ridge
 from cast.samples import Samples, draw

@@ -82,6 +82,8 @@ def add_model_options(parser: Any, default: str | None = "default") -> None:
 def add_columns(parser: Any, option: str = "columns", of: str = "") -> None:
     """How a file or hub data set names what we call input, output, choices, label, split and test_split.
 
+    And `instruction`, a text, for any task.
+
     Args:
         parser: gets the option.
         option: its name.
@@ -92,7 +94,7 @@ def add_columns(parser: Any, option: str = "columns", of: str = "") -> None:
         nargs="+",
         default=[],
         metavar="FIELD=COLUMN",
-        help=f"{of}say, input=text output=answer split=validation",
+        help=f"{of}say, input=text output=answer split=validation; instruction='…' is what prompts begin with",
     )
 
 
@@ -215,13 +217,12 @@ def _generate(options: Any) -> None:
 
 def _evaluate(options: Any) -> None:
     from dataclasses import replace
-    from pathlib import Path
 
     import lightning.pytorch as pl
 
     from laai.compare import Method, compare
     from laai.data import FewShotDataModule
-    from laai.files import write_json
+    from laai.files import check_output, write_json
     from laai.noise import ignore_chatter
     from laai.progress import StepProgress
     from laai.provenance import unseen
@@ -229,6 +230,9 @@ def _evaluate(options: Any) -> None:
 
     if options.shots < 0:
         raise UserError(f"shots must be at least 0, not {options.shots}")
+    if options.test < 1:
+        raise UserError(f"expected --test as at least 1, found {options.test}")
+    table = check_output(options.json, "--json") if options.json else None
     intervention = _load_file(options)
     data = FewShotDataModule(
         options.task,
@@ -253,5 +257,5 @@ def _evaluate(options: Any) -> None:
     )
     rows = [test.scores for test in compare(trainer, model, data, methods) if test.scores is not None]
     print_table(rows, f"{data.task.name}: {rows[0].n} test queries, {model.name}")
-    if options.json:
-        write_json(Path(options.json), {"task": data.task.name, "rows": [row.as_json() for row in rows]})
+    if table:
+        write_json(table, {"task": data.task.name, "rows": [row.as_json() for row in rows]})

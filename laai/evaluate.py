@@ -98,14 +98,19 @@ def measure(
             answer=first_lines(texts[i], example.output),
             exact=exact_match(texts[i], example.output),
             nll=nlls[i],
-            choice_sum=chosen[i].by_sum == example.label if example.choices else None,
-            choice_mean=chosen[i].by_mean == example.label if example.choices else None,
+            choice_sum=_right(example, chosen[i].by_sum),
+            choice_mean=_right(example, chosen[i].by_mean),
             options=chosen[i].nlls,
             prompt_tokens=len(prompts[i].prompt),
             seconds=seconds[i],
         )
         for i, (row, example) in enumerate(examples)
     ]
+
+
+def _right(example: Example, option: int) -> bool | None:
+    """Whether an option says the answer, which may stand among the choices twice; None without choices."""
+    return None if not example.choices else option >= 0 and example.choices[option] == example.output
 
 
 def _sharing(llm: nn.Module, prompts: Sequence[Prompt], shown: bool, reuse: Reuse | None) -> Sharing:

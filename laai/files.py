@@ -55,3 +55,29 @@ def write_json(path: Path, value: Any) -> Path:
     """Write indented JSON (UTF-8, NaN refused) atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def check_output(name: str, option: str = "--output") -> Path:
+    """The path of a file to be written later; nothing is left behind.
+
+    Args:
+        name: as the user gave it.
+        option: that it was given by.
+
+    Raises:
+        UserError: a folder, or a place where no file can be made.
+    """
+    path = check_name(name)
+    folder = path.absolute().parent
+    try:
+        if path.is_dir():
+            raise UserError(f"expected {option} as a file to write, found the folder {path}: name a file in it")
+        while not folder.exists():
+            folder = folder.parent
+        # Tried rather than asked: permissions, read-only disks and names that are too long all show by it.
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}.partial-00.0.", suffix=".tmp"):
+            pass
+    except OSError as error:
+        found = f"{path}: {error.strerror or error}"
+        raise UserError(f"expected {option} as a file that can be written, found {found}; name another") from error
+    return path

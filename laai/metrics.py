@@ -87,6 +87,29 @@ def share_interval(right: Tensor) -> Interval:
     return Interval(share, max(low, 0.0), min(high, 1.0), n)
 
 
+def paired_interval(ours: Tensor, theirs: Tensor) -> Interval:
+    """Difference of two shares over the same examples, with Newcombe's 95% interval for pairs (1998, method 10).
+
+    Like Wilson's, which it is made of, it has a width where both got all examples right or wrong.
+
+    Args:
+        ours: (n,) zeros and ones.
+        theirs: (n,) of the same examples.
+    """
+    a, b, n = share_interval(ours), share_interval(theirs), len(ours)
+    both = (ours * theirs).double().mean().item() if n else math.nan
+    spread = math.sqrt(a.mean * (1 - a.mean) * b.mean * (1 - b.mean)) if n else math.nan
+    shared = both - a.mean * b.mean
+    shared = max(shared - 0.5 / n, 0.0) if shared > 0 else shared  # Newcombe's correction for continuity
+    correlation = shared / spread if spread else 0.0
+
+    def half(x: float, y: float) -> float:
+        return math.sqrt(max(x * x - 2 * correlation * x * y + y * y, 0.0))
+
+    gain = a.mean - b.mean
+    return Interval(gain, gain - half(a.mean - a.low, b.high - b.mean), gain + half(a.high - a.mean, b.mean - b.low), n)
+
+
 class PerExample(Metric):
     """Mean of one number per example, whatever sampler or number of devices brought the examples.
 

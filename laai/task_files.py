@@ -8,8 +8,9 @@ from json.decoder import JSONDecodeError
 from pathlib import Path
 
 from laai.errors import UserError
+from laai.repeats import dedupe
 from laai.task_rows import check_columns, checked_text, describe, to_example
-from laai.tasks import FILE_SUFFIXES, Example, Task, dedupe
+from laai.tasks import FILE_SUFFIXES, Example, Task
 
 Placed = tuple[str, object]  # where a row is from, for errors, and the row
 TEXT_FIELDS = ("instruction", "input_prefix", "answer_prefix", "source", "licence", "language")

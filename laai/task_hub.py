@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Protocol
 
 from laai.errors import UserError
+from laai.repeats import dedupe
 from laai.task_rows import check_columns, to_example
-from laai.tasks import Example, Task, dedupe
+from laai.tasks import Example, Task
 
 OWN = ("split", "test_split", "revision")
 """Columns that say which part of a data set is read."""

@@ -3,10 +3,9 @@
 import difflib
 import hashlib
 import importlib.resources
-import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from laai.errors import UserError
@@ -148,41 +147,6 @@ class Task:
         return first is not None and all(example.choices == first for example in self.examples)
 
 
-def dedupe(examples: Sequence[Example], places: Sequence[str] | None = None, *, strict: bool = True) -> list[Example]:
-    """Keep the first example of each input.
-
-    A repeated example is dropped silently. Another output for the same input can be right where answers are open
-    (several translations of a word): it is dropped too, with one warning that counts them. With the same choices it
-    cannot be right.
-
-    Args:
-        examples: the examples in order.
-        places: where each comes from, such as "data.csv, line 3"; by default their numbers.
-        strict: raise on contradicting choices; otherwise they are dropped with the warning.
-
-    Raises:
-        UserError: an input occurs with the same choices and two outputs.
-    """
-    kept: dict[str, int] = {}
-    dropped: list[str] = []
-    for number, example in enumerate(examples):
-        first = kept.setdefault(example.input, number)
-        if examples[first].output == example.output:
-            continue
-        where, before = (places[i] if places else f"example {i + 1}" for i in (number, first))
-        conflict = (
-            f"{where}: input {_short(example.input)} has output {_short(example.output)}, "
-            f"but {_short(examples[first].output)} at {before}"
-        )
-        if strict and example.choices is not None and example.choices == examples[first].choices:
-            raise UserError(f"{conflict}; correct one of them")
-        dropped.append(conflict)
-    if dropped:
-        rule = "as the first output of an input is kept"
-        warnings.warn(f"dropped {len(dropped)} of {len(examples)} examples, {rule}; {dropped[0]}", stacklevel=2)
-    return [examples[number] for number in kept.values()]
-
-
 def builtin_tasks() -> list[str]:
     """The sorted names of the tasks that come with the library."""
     tables = importlib.resources.files("laai.task_tables").iterdir()
@@ -201,17 +165,29 @@ def load_task(spec: str | Path, *, columns: Mapping[str, str] | None = None) -> 
             "no|yes" or "{option1}|{option2}"; dots reach into nested values ("answers.text"). ``labels`` names the
             labels of the choices where ``label`` is no index: "A|B|C|D", or a column with a list. In an ``input``
             template ``{choices}`` stands for the choices, each on a line behind its letter. For hub data also
-            ``split`` ("train" by default), ``test_split`` and ``revision``.
+            ``split`` ("train" by default), ``test_split`` and ``revision``. For any task, a built-in one too,
+            ``instruction``: a text that every prompt begins with, in place of the task's own.
 
     Raises:
         UserError: there is no such task, or its data are not as they should be; the message names the line.
     """
+    given = dict(columns or {})
+    instruction = given.pop("instruction", None)
+    task = _read(spec, given)
+    if instruction is None:
+        return task
+    if not isinstance(instruction, str) or unreadable(instruction):
+        raise UserError(f"expected columns['instruction'] as a text, found {instruction!r}")
+    return replace(task, instruction=instruction)
+
+
+def _read(spec: str | Path, columns: Mapping[str, str]) -> Task:
     # Imported here as these modules build on this one's Example and Task.
     from laai import task_files, task_hub
 
     text = str(spec)
     if text.startswith(HUB_PREFIX):
-        return task_hub.load_hub(text.removeprefix(HUB_PREFIX), columns or {})
+        return task_hub.load_hub(text.removeprefix(HUB_PREFIX), columns)
     if isinstance(spec, str) and spec in builtin_tasks():
         if columns:
             raise UserError(f"task {spec} is built in and takes no columns; for a file of that name write ./{spec}")
@@ -221,15 +197,15 @@ def load_task(spec: str | Path, *, columns: Mapping[str, str] | None = None) -> 
         path = Path(spec).expanduser()
         is_folder, exists = path.is_dir(), path.exists()
     except (OSError, RuntimeError) as error:
-        raise UserError(f"cannot look at {_short(text)}: {error}") from error
+        raise UserError(f"cannot look at {short(text)}: {error}") from error
     if is_folder:
-        return task_files.load_folder(path, columns or {})
+        return task_files.load_folder(path, columns)
     if isinstance(spec, Path) or path.suffix in FILE_SUFFIXES or len(path.parts) > 1 or exists:
-        return task_files.load_file(path, columns or {})
+        return task_files.load_file(path, columns)
     close = difflib.get_close_matches(text, builtin_tasks())
     hint = f"close matches: {', '.join(close)}; " if close else ""
     raise UserError(
-        f"unknown task {_short(text)}; {hint}`laai tasks` lists the built-in ones, and a .json, .jsonl or .csv file, a "
+        f"unknown task {short(text)}; {hint}`laai tasks` lists the built-in ones, and a .json, .jsonl or .csv file, a "
         "folder or hf:name is a task too"
     )
 
@@ -244,20 +220,20 @@ def _check(name: str, examples: Iterable[Example]) -> None:
             if not isinstance(text, str) or not text.strip():
                 raise UserError(f"{where}: {field} must be a text that is not empty, got {text!r}")
             if unreadable(text):
-                raise UserError(f"{where}: {field} {_short(text)} holds half of a surrogate pair; mend the text")
+                raise UserError(f"{where}: {field} {short(text)} holds half of a surrogate pair; mend the text")
         if example.input in seen:
-            raise UserError(f"{where}: input {_short(example.input)} occurs twice; drop one, see laai.tasks.dedupe")
+            raise UserError(f"{where}: input {short(example.input)} occurs twice; drop one, see laai.repeats.dedupe")
         seen.add(example.input)
         if example.choices is None:
             if example.label is not None:
                 raise UserError(f"{where}: has label {example.label} but no choices; give choices")
         elif example.output not in example.choices:
-            raise UserError(f"{where}: output {_short(example.output)} is none of its choices {list(example.choices)}")
+            raise UserError(f"{where}: output {short(example.output)} is none of its choices {list(example.choices)}")
         elif not any(
             (index, choice) == (example.label, example.output) for index, choice in enumerate(example.choices)
         ):
             raise UserError(
-                f"{where}: label {example.label} is not the index of {_short(example.output)} "
+                f"{where}: label {example.label} is not the index of {short(example.output)} "
                 f"in its choices {list(example.choices)}"
             )
 
@@ -294,6 +270,6 @@ def _balanced(examples: Iterable[Example], size: int, key: str) -> list[Example]
     return [member for _, _, member in turns[:size]]
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
     """The text in quotes, cut to one short line."""
     return repr(text if len(text) <= 60 else f"{text[:57]}...")

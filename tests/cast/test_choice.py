@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from cast.choice import Choice, Grid, choose, grid, places_of, right_options
-from cast.commands import said_of
 from cast.label_prior import label_prior
 from cast.place import choose_place
+from cast.transfer_report import said_of
 from laai.errors import UserError
 from laai.evaluate import measure
 from laai.intervention import Intervention

@@ -12,11 +12,11 @@ import torch
 
 from cast import cross_task
 from cast.choice import Choice
-from cast.command_checks import check_output
-from cast.commands import refusal
 from cast.contrast import Contrast
+from cast.transfer_report import refusal
 from laai.cli import main
 from laai.errors import UserError
+from laai.files import check_output
 from laai.intervention import Intervention
 
 
@@ -67,6 +67,7 @@ def refused(capsys, command):
         (["--output", "folder"], "expected --output as a file to write, found the folder folder"),
         (["--output", "file/v.safetensors"], "expected --output as a file that can be written"),
         (["--output", 250 * "v"], "File name too long"),
+        (["--num_nodes", "0"], "expected --num_nodes as at least 1, found 0"),
     ],
 )
 def test_slips_in_extract_are_told_before_the_model_loads(capsys, no_model, extraction, tmp_path, options, said):
@@ -159,6 +160,42 @@ def test_an_interrupted_transfer_goes_on(a_transfer, tmp_path, monkeypatch, opti
         torch.testing.assert_close(vector, before[key], rtol=0, atol=1e-6)
 
 
+def test_a_transfer_says_what_it_read_and_what_it_gained(capsys, a_transfer, tmp_path, monkeypatch):
+    real = cross_task.choose_place
+    monkeypatch.setattr(cross_task, "choose_place", lambda *a, **k: dataclasses.replace(real(*a, **k), scale=1.0))
+    main([*a_transfer, "--from_selected", "--always", "--json", "v.json"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert ": 4 source samples, 4 labels" in out
+    found = json.loads((tmp_path / "v.json").read_text())
+    assert {name: found["vector"]["cast"][name] for name in ("samples", "labels", "seed")} == {
+        "samples": 4,
+        "labels": 4,
+        "seed": 0,
+    }
+    rows = {row["method"]: row for row in found["rows"]}
+    assert all(sum(row["exact"]) / 5 == pytest.approx(row["exact_match"]) for row in rows.values())
+    assert all(sum(row["choice"]) / 5 == pytest.approx(row["choice_accuracy"]) for row in rows.values())
+    for name in ("zero-shot", "few-shot", "random direction"):
+        gains = [sum(rows["cast"][what]) / 5 - sum(rows[name][what]) / 5 for what in ("exact", "choice")]
+        line = out[out.index(f"cast - {name}: ") :]
+        assert f"exact match {gains[0]:+.2f} (" in line.split(" cast - ")[0].split(", forced")[0]
+        assert f"forced choice {gains[1]:+.2f} (" in line
+
+
+def test_no_vector_is_neither_applied_nor_written(capsys, a_transfer, tmp_path, monkeypatch):
+    """Not with --always either: what would be left of it is a label prior."""
+    real, nothing = cross_task.choose_place, {"helps": False, "scale": 0.0}
+    monkeypatch.setattr(cross_task, "choose_place", lambda *a, **k: dataclasses.replace(real(*a, **k), **nothing))
+    main([*a_transfer, "--always", "--output", "v.safetensors", "--json", "v.json"])
+    out = capsys.readouterr().out
+    assert "not written: there is no vector" in out
+    assert "\nlabel prior: " not in out
+    assert not (tmp_path / "v.safetensors").exists()
+    rows = {row["method"]: row for row in json.loads((tmp_path / "v.json").read_text())["rows"]}
+    assert rows["cast"]["nll"] == rows["zero-shot"]["nll"] != rows["label prior"]["nll"]
+    assert "random direction" not in rows
+
+
 @pytest.mark.parametrize("always", [False, True])
 def test_a_refused_vector_is_not_written(capsys, a_transfer, tmp_path, monkeypatch, always):
     real = cross_task.choose_place
@@ -216,4 +253,6 @@ def test_what_a_refusal_says():
     weak, none = (Choice((0,), scale, False, 0.0, 0.0, 0.0, None, 9) for scale in (1.0, 0.0))
     assert refusal(weak, wanted=True).endswith("(--always does both)")
     assert refusal(weak, wanted=False).startswith("not applied: ")
+    few = dataclasses.replace(weak, examples=4)
+    assert "fewer than 5 examples are not believed; give --development more" in refusal(few, wanted=True)
     assert (refusal(none, wanted=True), refusal(none, wanted=False)) == ("not written: there is no vector", "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import laai
 from cast import contrast_loop
 from cast.contrast import Contrast
 from cast.contrast_loop import discard
@@ -121,6 +122,17 @@ def test_another_precision_does_not_go_on(tiny, word_task, quiet_trainer, tmp_pa
     with pytest.raises(UserError, match="other settings; delete it"):
         extract(tiny, word_task, **options, trainer=quiet_trainer())
     extract(tiny, word_task, **options, trainer=quiet_trainer(precision="bf16-mixed"))
+
+
+def test_other_weights_do_not_go_on(tiny_folder, word_task, tmp_path):
+    """A model that was trained further in its folder has the same name and configuration."""
+    model = laai.load_model(str(tiny_folder))
+    options = {"samples": 4, "shots": 2, "progress": False, "partial": tmp_path / "v.partial"}
+    extract(model, word_task, **options)
+    with torch.no_grad():
+        next(model.llm.parameters()).mul_(1.5)
+    with pytest.raises(UserError, match="another model, other samples or other settings; delete it"):
+        extract(model, word_task, **options)
 
 
 def test_work_is_kept_now_and_then(tiny, word_task, tmp_path, monkeypatch):

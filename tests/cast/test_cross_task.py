@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 
 import pytest
 import torch
 
 from cast import cross_task as module
 from cast import cross_task_prompt
-from cast.cross_task import BASELINES, centred, combined, of_equal_norm, transfer, weighted
+from cast.cross_task import BASELINES, transfer, weighted
 from cast.extraction import extract
+from cast.mixing import centred, combined, of_equal_norm
 from laai.data import FewShotDataModule
 from laai.errors import UserError
 from laai.intervention import Intervention
@@ -98,6 +100,46 @@ def test_prompting_shows_as_many_source_examples_as_the_vector_has_samples(tiny,
     assert found.as_json()["cross_task_few_shot"] is None
 
 
+def test_a_few_shot_prompt_that_does_not_fit_shows_less(tiny, word_task, monkeypatch):
+    template, (query, *shots) = Template(tiny.tokenizer, word_task), word_task.examples[:6]
+    tokens = [len(template.encode(query.input, shots[:count]).prompt) for count in range(6)]
+    answer = max(len(template.encode(query.input, answer=option).answer) for option in query.choices)
+    options = {"baselines": ["few-shot"], "samples": 3, "shots": 2}
+    for context, count in ((tokens[5], 5), (tokens[5] - 1, 4), (tokens[1], 1), (tokens[1] - 1, 0)):
+        monkeypatch.setattr(tiny.llm.config, "max_position_embeddings", context + answer)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            assert len(cross_task_prompt.fitting_own(tiny, template, tuple(shots), [query])) == count
+        assert any("few-shot " in str(warning.message) for warning in told) is (count < 5)
+    monkeypatch.setattr(module, "fitting_own", lambda *_: ())
+    found = transfer(tiny, word_task, word_task, **(SMALL | options))
+    assert [row.method for row in found.scores] == ["cast"], "the others are measured all the same"
+
+
+def test_a_label_prior_needs_one_set_of_labels_for_all(tiny, word_task, other_task):
+    """A few development examples can have the same options by chance."""
+    data = FewShotDataModule(word_task, 2, validation=1, test=6)
+    own = data.splits.validation[0].input
+    mixed = tuple(
+        e if e.input == own else dataclasses.replace(e, choices=(*e.choices, "green")) for e in word_task.examples
+    )
+    options = SMALL | {"development": 1, "baselines": ["label prior"]}
+    found = transfer(tiny, other_task, dataclasses.replace(word_task, examples=mixed), **options)
+    assert found.as_json()["label_prior"] is None
+    assert [row.method for row in found.scores] == ["cast"]
+    assert transfer(tiny, other_task, word_task, **options).as_json()["label_prior"]
+
+
+def test_case_and_spaces_make_no_other_input(word_task):
+    shouted = dataclasses.replace(
+        word_task, examples=tuple(dataclasses.replace(e, input=f" {e.input.upper()}") for e in word_task.examples)
+    )
+    inputs = {e.input for e in word_task.examples}
+    assert len(module.without(shouted, set(list(inputs)[:30])).examples) == len(inputs) - 30
+    with pytest.raises(UserError, match="source examples that are not tested, found 0 in colours"):
+        module.without(shouted, inputs)
+
+
 def test_what_is_tested_is_no_source(tiny, word_task, monkeypatch):
     """A task may be its own source; its queries, and those that the choice is made on, are kept out."""
     pools, real = [], module.extract
@@ -108,7 +150,7 @@ def test_what_is_tested_is_no_source(tiny, word_task, monkeypatch):
         pools.clear()
         tested = {e.input for e in found.evaluations[0]._data.splits.test}
         assert not tested & {e.input for e in pool.examples}
-        assert len(pool.examples) == 40 - 6 - (development or module.SOURCE_DEVELOPMENT)
+        assert len(pool.examples) == 40 - 6 - (development or (40 - 6) // 3)
         assert found.chosen_on == ("target" if development else "source")
 
 
@@ -124,7 +166,7 @@ def test_what_is_tested_is_in_no_mean_that_is_taken_off(tiny, word_task, other_t
         assert not target & {e.input for e in found.evaluations[0]._data.splits.test}
         assert len(target) == 40 - 6 - development
         assert source == {e.input for e in pools[2].examples}
-        assert len(source) == (30 if development else 30 - module.SOURCE_DEVELOPMENT)
+        assert len(source) == (30 if development else 20)
 
 
 def test_a_vector_that_does_not_help_is_refused(tiny, word_task, other_task, monkeypatch):

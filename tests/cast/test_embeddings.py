@@ -11,7 +11,8 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, PreTraine
 
 import laai
 from cast import embeddings
-from cast.embeddings import encoder_embeddings, fingerprint, state_embeddings
+from cast.embeddings import encoder_embeddings, state_embeddings
+from cast.fingerprint import fingerprint
 from laai.errors import UserError
 
 TEXTS = ["amber", "a much longer text than the others", "birch tree"]

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from laai.metrics import PerExample, bootstrap_interval, exact_match, forced_choice, share_interval
+from laai.metrics import PerExample, bootstrap_interval, exact_match, forced_choice, paired_interval, share_interval
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,22 @@ def test_interval_of_a_share():
     generator = torch.Generator().manual_seed(0)
     intervals = [share_interval((torch.rand(20, generator=generator) < 0.05).float()) for _ in range(1000)]
     assert sum(i.low <= 0.05 <= i.high for i in intervals) > 900
+
+
+def test_interval_of_a_difference_of_shares():
+    """The worked example of Altman and others, Statistics with Confidence (2000), table 6.2: 0.122 (0.011 to 0.226)."""
+    ours, theirs = torch.tensor([[1.0, 1.0]] * 14 + [[1.0, 0.0]] * 5 + [[0.0, 0.0]] * 22).T
+    assert [round(value, 3) for value in paired_interval(ours, theirs)] == [0.122, 0.011, 0.226, 41]
+    none = paired_interval(torch.zeros(20), torch.zeros(20))
+    assert none == (0.0, pytest.approx(-0.1611, abs=1e-4), pytest.approx(0.1611, abs=1e-4), 20)
+    assert math.isnan(paired_interval(torch.zeros(0), torch.zeros(0)).low)
+    generator, inside = torch.Generator().manual_seed(0), 0
+    for _ in range(1000):
+        hard = torch.rand(30, generator=generator)
+        ours, theirs = ((hard + 0.3 * torch.rand(30, generator=generator) < x).float() for x in (0.6, 0.4))
+        found = paired_interval(ours, theirs)
+        inside += found.low <= 0.2 <= found.high
+    assert inside > 920
 
 
 def test_interval_is_repeatable_and_leaves_the_global_generator_alone():

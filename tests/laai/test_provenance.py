@@ -28,6 +28,7 @@ def test_digests():
     assert len(seen) == 16, "four bytes each"
     assert unseen(examples("a", "c", "é 🙂"), {"seen": seen}) == examples("c")
     assert unseen(examples("a"), {}) == unseen(examples("a"), {"seen": None}) == examples("a")
+    assert unseen(examples("A", " a\n", "aa"), {"seen": seen}) == examples("aa"), "case and spaces make no other input"
     many = [str(number) for number in range(2000)]
     assert unseen(examples(*many[1000:]), {"seen": seen_digests(many[:1000])}) == examples(*many[1000:])
 

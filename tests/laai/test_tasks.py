@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from laai.errors import UserError
-from laai.tasks import Example, Task, builtin_tasks, dedupe, load_task
+from laai.repeats import dedupe
+from laai.tasks import Example, Task, builtin_tasks, load_task
 
 
 def words(count: int, name: str = "words", **fields) -> Task:
@@ -188,6 +189,16 @@ def test_built_in_tasks_take_no_columns():
     assert load_task("antonym").name == "antonym"
     with pytest.raises(UserError, match=r"takes no columns; for a file of that name write \./antonym"):
         load_task("antonym", columns={"input": "word"})
+
+
+def test_any_task_takes_an_instruction(tmp_path):
+    (tmp_path / "own.jsonl").write_text('{"word": "a", "output": "b"}\n{"word": "c", "output": "d"}\n')
+    for name, columns in (("antonym", {}), (tmp_path / "own.jsonl", {"input": "word"})):
+        plain, task = load_task(name, columns=columns), load_task(name, columns=columns | {"instruction": "Say so."})
+        assert (plain.instruction, task.instruction) == ("", "Say so.")
+        assert task.examples == plain.examples
+    with pytest.raises(UserError, match=r"columns\['instruction'\] as a text, found 3"):
+        load_task("antonym", columns={"instruction": 3})
 
 
 def test_names_are_sorted_and_include_the_default_tasks():
