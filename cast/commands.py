@@ -98,7 +98,8 @@ def add_transfer(commands: Parsers) -> None:
     """Add `laai transfer`."""
     parser = add_command(
         commands, "transfer", _transfer, "steer a task by vectors of other tasks, and measure it beside baselines",
-        "  laai transfer --source antonym --target synonym\n"
+        "  laai transfer --source english-french --columns instruction='Translate to French.' \\\n"
+        "      --target english-german --target_columns instruction='Translate to German.'\n"
         "  laai transfer --source big.jsonl --target small.jsonl --select cast --samples 10 --output v.safetensors\n"
         "  laai transfer --source en.jsonl=2 de.jsonl=1 --target fr.jsonl --development 0 --json fr.json\n"
         "  laai transfer --source hf:ORG/NAME --columns input=sentence --target my.csv --target_columns input=text\n\n"
