@@ -170,7 +170,8 @@ def right_options(
             found = choose_options(model.llm, template, having, reuse=kept)
         shift = offsets(-torch.tensor([one.firsts for one in found])) if prior and scale else 0.0
         shares = [(shift - torch.tensor(one.nlls)).softmax(-1) for one in found]
-        return torch.tensor([float(share[e.label]) for share, e in zip(shares, having, strict=True)])
+        same = [torch.tensor([option == e.output for option in e.choices or ()]) for e in having]
+        return torch.tensor([float(share[right].sum()) for share, right in zip(shares, same, strict=True)])
 
     return right
 

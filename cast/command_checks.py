@@ -31,26 +31,22 @@ def load_with(columns: Mapping[str, str], names: Sequence[str]) -> Callable[[str
     return lambda name: load_task(name, columns=said if name in builtin_tasks() else columns)
 
 
-def trainer_of(devices: str, precision: str, num_nodes: int = 1) -> pl.Trainer:
+def trainer_of(devices: str, precision: str) -> pl.Trainer:
     """A quiet trainer for extractions and tests.
 
     Args:
         devices: a number, or auto.
         precision: Lightning's, one that leaves the model as it is.
-        num_nodes: machines.
 
     Raises:
         UserError: there are not so many devices, no such precision, or one that would convert the model.
     """
     if devices != "auto" and not (devices.isdecimal() and int(devices) > 0):
         raise UserError(f"expected --devices as a number from 1 on, or auto, found {devices!r}")
-    if num_nodes < 1:
-        raise UserError(f"expected --num_nodes as at least 1, found {num_nodes}")
     anything: Any = precision  # what is not among Lightning's own is caught
     try:
         trainer = pl.Trainer(
             devices=devices,
-            num_nodes=num_nodes,
             precision=anything,
             logger=False,
             enable_checkpointing=False,

@@ -35,12 +35,6 @@ def add_trainer_options(parser: Any, shared: str) -> None:
     parser.add_argument(
         "--devices", default="1", help=f"devices that share the {shared}: a number, or auto (default: 1)"
     )
-    parser.add_argument(
-        "--num_nodes",
-        type=int,
-        default=1,
-        help="machines of so many devices, started by torchrun or srun (default: 1)",
-    )
     parser.add_argument("--precision", default="32-true", help="Lightning's precision (default: 32-true)")
 
 
@@ -78,7 +72,7 @@ def _extract(options: Any) -> None:
     ignore_chatter()
     output = check_output(options.output)
     partial = output.with_name(f"{output.name}.partial")
-    trainer = trainer_of(options.devices, options.precision, options.num_nodes)
+    trainer = trainer_of(options.devices, options.precision)
     source = load_task(options.source, columns=columns_of(options))
     model = load_model(options.base_model, dtype=options.dtype)
     vector = extract(
@@ -129,8 +123,8 @@ def add_transfer(commands: Parsers) -> None:
     parser.add_argument("--json", help="write the choice and the rows to this file")
     add_trainer_options(parser, "samples and test queries")
     add_selection_options(parser)
-    add_columns(parser, of="one set for all tasks that are not built in: ")
-    add_columns(parser, "target_columns", "of the target, instead of --columns: ")
+    add_columns(parser, of="of all tasks that are not built in, and an instruction of all tasks: ")
+    add_columns(parser, "target_columns", "of the target alone, instead of --columns: ")
     add_model_options(parser)
 
 
@@ -154,7 +148,7 @@ def _transfer(options: Any) -> None:
         raise UserError(f"expected --output and --json as two files, found {output} twice: name another")
     written = output or table
     partial = written.with_name(f"{written.name}.partial") if written else None
-    trainer = trainer_of(options.devices, options.precision, options.num_nodes)
+    trainer = trainer_of(options.devices, options.precision)
     columns, own = columns_of(options), columns_of(options, "target_columns")
     named = sources_of(options.source)
     load = load_with(columns, [*named, *options.centre, *([] if own else [options.target])])
@@ -172,6 +166,8 @@ def _transfer(options: Any) -> None:
     print_table(found.scores, f"{' + '.join(options.source)} -> {options.target}: {read_from(found.vector.metadata)}")
     lines = [*against(found.evaluations), said_of(found.choice, found.chosen_on)]
     sys.stdout.write("\n".join(lines) + "\n")
+    if (fits := found.as_json()["few_shot"]) and fits < options.shots:
+        sys.stdout.write(f"few-shot: {fits} examples, {options.shots} do not fit\n")
     if found.shown:
         sys.stdout.write(f"cross-task few-shot: {len(found.shown.examples)} examples of {found.shown.task.name}\n")
     if (prior := found.vector.metadata.get("label_prior")) and not found.refused:

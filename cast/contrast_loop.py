@@ -55,6 +55,10 @@ def run_all(
     """
     if trainer is not None:
         check_precision(trainer)
+        if (
+            trainer.num_nodes > 1
+        ):  # a machine that has not the files of all would do another share than the others think
+            partial = None
     if partial is not None:
         contrast.restore(files_of(partial))
     todo, devices = contrast.missing(), 1 if trainer is None else trainer.world_size

@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from cast.choice import SCALES, Choice
+from cast.choice import FEWEST, SCALES, Choice
 from cast.contrast_loop import discard, files_of
 from cast.cross_task_prompt import demonstrations_of, fitting, fitting_own
 from cast.extraction import extract
@@ -67,6 +67,9 @@ class Transfer:
         facts["label_prior"] = self.vector.metadata.get("label_prior")
         shown = self.shown and {"source": self.shown.task.name, "examples": len(self.shown.examples)}
         facts["cross_task_few_shot"] = shown
+        facts["few_shot"] = next(
+            (len(e.method.demonstrations) for e in self.evaluations if e.method.demonstrations), None
+        )
         told = ("base_model", "revision", "config_hash", "cast")
         facts["vector"] = {name: value for name, value in self.vector.metadata.items() if name in told}
         pairs = zip(self.scores, self.evaluations, strict=True)
@@ -107,7 +110,8 @@ def transfer(
         test: target queries at most, at least 1; None for all.
         samples: samples of each source, and the examples that the baseline `cross-task few-shot` shows of the source
             with the largest weight (the first of several), as far as they fit: see `fitting`.
-        shots: demonstrations in few-shot prompts: those of the extraction, and those of the baseline `few-shot`.
+        shots: demonstrations in few-shot prompts: those of the extraction, and those of the baseline `few-shot`, as far
+            as they fit.
         scales: strengths to choose from.
         site: `heads`, `residual`, or both, of which the choice takes one.
         refuse: leave the model as it is where the vector is not expected to help (`Choice.helps`).
@@ -144,6 +148,11 @@ def transfer(
     if not development:
         first = next(iter(weights))
         some = min(SOURCE_DEVELOPMENT, len(first.examples) // 3)
+        if some < FEWEST:
+            raise UserError(
+                f"expected {3 * FEWEST} examples of {first.name} or more, a third of them to choose layers and scale "
+                f"on, found {len(first.examples)}: give it more, or --development some of the target"
+            )
         examples = first.split(0, validation=some, test=0, seed=seed).validation
         template = Template(model.tokenizer, first, style)
         seen |= {example.input for example in examples}

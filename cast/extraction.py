@@ -142,7 +142,8 @@ def extract_from(
     heads = {layer: count for part in parts for layer, count in part.num_heads.items()}
     inputs = [e.input for e in (*samples, *(shot for shown in demonstrations for shot in shown))]
     facts: dict[str, object] = {"source": template.task.name, "style": template.style, "kind": kind}
-    facts |= {"labels": len(set(inputs))} | dict(settings or {})
+    labels = {shot.input for shown in demonstrations for shot in shown}  # a sample's own is not read
+    facts |= {"labels": len(labels), "instruction": template.task.instruction} | dict(settings or {})
     return Intervention(
         contrast.means(difference=kind == "difference"),
         positions=positions, preserve_norm=preserve_norm, num_heads=heads,

@@ -13,7 +13,7 @@ from laai.metrics import paired_interval
 
 
 def read_from(metadata: Mapping[str, Any]) -> str:
-    """How many source samples a vector was made from, and how many labels, those of demonstrations included."""
+    """How many source samples a vector was made from, and how many labels: those of their demonstrations."""
     made = metadata["cast"]
     samples, labels = zip(*((part["samples"], part["labels"]) for part in made.get("combined", [made])), strict=True)
     return f"{' + '.join(map(str, samples))} source samples, {' + '.join(map(str, labels))} labels"

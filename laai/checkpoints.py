@@ -105,7 +105,7 @@ def check_belongs(
             f"of {identity['base_model']}"
         )
     learned = made_for.get("data")
-    if learned and any(learned[key] != data[key] for key in ("examples", "style")):
+    if learned and any(learned.get(key, data[key]) != data[key] for key in ("examples", "style", "instruction")):
         raise UserError(
             f"the checkpoint learned from {_told(learned)}, this run has {_told(data)}, or the file has changed: "
             "go on with the options that the run began with"
@@ -116,7 +116,8 @@ def check_belongs(
 
 
 def _told(data: Mapping[str, Any]) -> str:
-    return f"{data['num_examples']} examples of {data['task']} (seed {data['seed']}, {data['style']})"
+    under = f" under {data['instruction']!r}" if data.get("instruction") else ""
+    return f"{data['num_examples']} examples of {data['task']}{under} (seed {data['seed']}, {data['style']})"
 
 
 def newest_checkpoint(runs: Path) -> Path:

@@ -225,7 +225,7 @@ def _evaluate(options: Any) -> None:
     from laai.files import check_output, write_json
     from laai.noise import ignore_chatter
     from laai.progress import StepProgress
-    from laai.provenance import unseen
+    from laai.provenance import other_instruction, unseen
     from laai.report import print_table
 
     if options.shots < 0:
@@ -248,6 +248,12 @@ def _evaluate(options: Any) -> None:
         raise UserError(f"the vectors were made from all {len(asked)} test queries; give others, or another --seed")
     if left := len(asked) - len(data.splits.test):
         sys.stdout.write(f"{left} of {len(asked)} test queries are left out: the vectors were made from them\n")
+    if (said := other_instruction(intervention.metadata, data.task)) is not None:
+        warnings.warn(
+            f"the vectors were made under the instruction {said!r}, these queries have {data.task.instruction!r}: "
+            "--columns instruction='…' sets it",
+            stacklevel=2,
+        )
     model, intervention = _load_model(options, intervention)
     ignore_chatter()
     few_shot = [Method(f"{options.shots}-shot", demonstrations=data.splits.train)] if options.shots else []

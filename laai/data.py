@@ -36,7 +36,8 @@ class FewShotDataModule(LightningDataModule):
         batch_size: training examples per step, over all devices; null for all of them.
         eval_batch_size: prompts run at a time when measuring.
         style: how prompts are written: `plain`, or `chat` by the tokenizer's chat template.
-        columns: for files and hub data sets: our field (input, output, choices, label, split) -> their column.
+        columns: for files and hub data sets: our field (input, output, choices, label, split) -> their column; and for
+            any task `instruction`, a text that prompts begin with.
 
     Raises:
         UserError: the task cannot be read or is too small.

@@ -225,7 +225,7 @@ def _options(template: Template, example: Example, demonstrations: Sequence[Exam
             template.encode(example.input, demonstrations, option, terminate=terminate)
             for option in example.choices or ()
         ]
-        answers = sorted(prompt.answer for prompt in found)  # what begins another stands right before one it begins
+        answers = sorted({prompt.answer for prompt in found})  # what begins another stands right before one it begins
         if not any(long[: len(short)] == short for short, long in itertools.pairwise(answers)):
             break
     return found

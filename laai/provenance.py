@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from laai.errors import UserError
-from laai.tasks import Example
+from laai.tasks import Example, Task
 
 if TYPE_CHECKING:
     from laai.data import FewShotDataModule
@@ -29,13 +29,22 @@ def seen_digests(inputs: Iterable[str], *before: str | None) -> str:
 def unseen(examples: Sequence[Example], metadata: Mapping[str, Any]) -> tuple[Example, ...]:
     """The examples whose input is not, but for case and spaces, among those that vectors with this metadata saw."""
     seen = _digests(metadata.get("seen"))
-    return tuple(example for example in examples if _digest(example.input) not in seen)
+    # The digest of the text as it stands is that of files of before.
+    return tuple(e for e in examples if not {_digest(e.input), _digest(e.input, same=False)} & seen)
 
 
 def style_of(metadata: Mapping[str, Any]) -> Any:
     """The prompt style that vectors were learned, or else extracted, with; None where nothing says."""
     made = [metadata, *(metadata.get(name) or {} for name in ("training", "cast"))]
     return next((how["style"] for how in made if "style" in how), None)
+
+
+def other_instruction(metadata: Mapping[str, Any], task: Task) -> str | None:
+    """The instruction that vectors of this task were made under, where it is not the task's; None where it is."""
+    made = [(metadata.get(how) or {}, name) for how, name in (("training", "task"), ("cast", "source"))]
+    of_task = [facts for facts, name in made if facts.get(name) == task.name and "instruction" in facts]
+    found = str(of_task[0]["instruction"]) if of_task else task.instruction
+    return None if found == task.instruction else found
 
 
 def shared_facts(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,6 +66,7 @@ def data_facts(data: FewShotDataModule) -> dict[str, Any]:
     """What tells one run's data from another's: the task, its draw, the style, and a digest of what is learned from."""
     pairs = [(e.input, e.output) for e in (*data.splits.train, *data.splits.validation)]
     facts = {"task": data.task.name, "num_examples": data.num_examples, "seed": data.seed, "style": data.style}
+    facts["instruction"] = data.task.instruction
     return facts | {"examples": hashlib.sha256(repr(pairs).encode(errors="surrogatepass")).hexdigest()[:16]}
 
 
@@ -65,8 +75,9 @@ def same_text(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(same_text(text).encode(errors="surrogatepass")).digest()[:DIGEST_BYTES]
+def _digest(text: str, same: bool = True) -> bytes:
+    text = same_text(text) if same else text
+    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:DIGEST_BYTES]
 
 
 def _digests(text: str | None) -> set[bytes]:

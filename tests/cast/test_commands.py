@@ -67,7 +67,6 @@ def refused(capsys, command):
         (["--output", "folder"], "expected --output as a file to write, found the folder folder"),
         (["--output", "file/v.safetensors"], "expected --output as a file that can be written"),
         (["--output", 250 * "v"], "File name too long"),
-        (["--num_nodes", "0"], "expected --num_nodes as at least 1, found 0"),
     ],
 )
 def test_slips_in_extract_are_told_before_the_model_loads(capsys, no_model, extraction, tmp_path, options, said):

@@ -52,6 +52,7 @@ def test_all_methods_are_measured_on_the_same_queries(tiny, word_task, other_tas
     assert found.chosen_on == "target"
     facts = json.loads(json.dumps(found.as_json()))
     assert facts["choice"]["examples"] == 5
+    assert facts["few_shot"] == 2
     assert set(facts["label_prior"]) == {"red", "dark blue"}
     assert found.vector.sites == ["heads", "residual"]
     bare = transfer(tiny, other_task, word_task, calibrate=False, baselines=BASELINES[:2], **SMALL)
@@ -152,6 +153,13 @@ def test_what_is_tested_is_no_source(tiny, word_task, monkeypatch):
         assert not tested & {e.input for e in pool.examples}
         assert len(pool.examples) == 40 - 6 - (development or (40 - 6) // 3)
         assert found.chosen_on == ("target" if development else "source")
+
+
+def test_a_source_too_small_to_choose_on_is_refused_at_once(tiny, word_task, other_task, monkeypatch):
+    monkeypatch.setattr(module, "extract", lambda *_, **__: pytest.fail("something was extracted"))
+    few = dataclasses.replace(other_task, examples=other_task.examples[:14])
+    with pytest.raises(UserError, match=r"expected 15 examples of kinds or more.*found 14: give it more, or --dev"):
+        transfer(tiny, few, word_task, **(SMALL | {"development": 0}))
 
 
 def test_what_is_tested_is_in_no_mean_that_is_taken_off(tiny, word_task, other_task, monkeypatch):

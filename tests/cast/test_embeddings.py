@@ -68,6 +68,7 @@ def test_kept_on_disk_until_texts_or_weights_change(tiny, monkeypatch):
     with torch.no_grad():
         layer.bias += 1
     assert fingerprint(layer) != before
+    assert fingerprint(torch.nn.Linear(4, 4, device="meta")) != fingerprint(torch.nn.Linear(4, 5, device="meta"))
 
 
 def test_a_sentence_encoder(tiny, tmp_path):

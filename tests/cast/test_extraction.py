@@ -137,3 +137,10 @@ def test_names_stay_what_they_are_however_they_are_imported():
             assert callable(found[0]), f"{package.__name__}.{name}"
     with pytest.raises(AttributeError):
         _ = cast.nothing
+
+
+def test_labels_are_those_of_demonstrations(tiny, word_task):
+    """A sample's prompts end at its query."""
+    for shared, labels in ((True, range(3, 4)), (False, range(4, 19))):
+        found = cast.extract(tiny, word_task, samples=6, shots=3, shared_shots=shared, progress=False)
+        assert found.metadata["cast"]["labels"] in labels

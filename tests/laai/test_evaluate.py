@@ -205,9 +205,14 @@ def test_an_option_that_begins_another_can_lose_to_it(tiny):
     with_ends = [template.encode("view 0", answer=label) for label in labels]
     by_hand = [sum(nll_by_hand(tiny, prompt, {}, "last_prompt")) for prompt in with_ends]
     assert found.nlls == pytest.approx(by_hand, **CLOSE)
-    plain = replace(task, examples=tuple(Example(f"view {i}", "no", ("yes", "no")) for i in range(2)))
+    twice = ("yes", "no", "no")
+    plain = replace(task, examples=tuple(Example(f"view {i}", "no", twice, 2) for i in range(2)))
     (found, *_) = choose_options(tiny.llm, Template(tiny.tokenizer, plain), plain.examples)
-    without = [template.encode("view 0", answer=label, terminate=False) for label in ("yes", "no")]
+    (measured, _) = measure(tiny.llm, Template(tiny.tokenizer, plain), numbered(plain.examples))
+    assert measured.choice_sum is (found.nlls[1] < found.nlls[0]), (
+        "an answer that stands there twice is right as either"
+    )
+    without = [template.encode("view 0", answer=label, terminate=False) for label in twice]
     assert found.nlls == pytest.approx([sum(nll_by_hand(tiny, p, {}, "last_prompt")) for p in without], **CLOSE)
 
 

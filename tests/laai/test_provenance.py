@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 
 import cast
 import laai
+from laai.checkpoints import check_belongs
 from laai.cli import main
 from laai.data import FewShotDataModule
 from laai.errors import UserError
 from laai.intervention import Intervention
 from laai.prompts import Template
-from laai.provenance import data_facts, seen_digests, shared_facts, style_of, unseen
+from laai.provenance import data_facts, other_instruction, seen_digests, shared_facts, style_of, unseen
 from laai.tasks import Example, load_task
 from tests.laai.test_prompts import chat_tokenizer
 
@@ -31,6 +35,30 @@ def test_digests():
     assert unseen(examples("A", " a\n", "aa"), {"seen": seen}) == examples("aa"), "case and spaces make no other input"
     many = [str(number) for number in range(2000)]
     assert unseen(examples(*many[1000:]), {"seen": seen_digests(many[:1000])}) == examples(*many[1000:])
+
+
+def test_files_of_before_have_digests_of_texts_as_they_stand():
+    old = base64.b64encode(hashlib.sha256(b"France").digest()[:4]).decode()
+    assert unseen(examples("France", "Spain"), {"seen": old}) == examples("Spain")
+
+
+def test_an_instruction_tells_runs_apart(word_task):
+    tasks = [replace(word_task, instruction=text) for text in ("", "Name it.")]
+    plain, told = (data_facts(FewShotDataModule(task, 6, test=5)) for task in tasks)
+    assert plain["examples"] == told["examples"]
+    with pytest.raises(UserError, match=r"this run has 6 examples of colours under 'Name it\.'"):
+        check_belongs({"laai": {"config_hash": 1, "data": plain}}, {"config_hash": 1, "revision": None}, {}, told)
+    old = {"laai": {"config_hash": 1, "data": {k: v for k, v in plain.items() if k != "instruction"}}}
+    check_belongs(old | {"state_dict": {}}, {"config_hash": 1, "revision": None}, {}, told)
+
+
+def test_an_instruction_that_vectors_were_made_under(tiny, word_task):
+    vector = cast.extract(tiny, word_task, samples=3, shots=2, progress=False)
+    other = replace(word_task, instruction="Guess.")
+    assert other_instruction(vector.metadata, word_task) is None
+    assert other_instruction(vector.metadata, other) == word_task.instruction
+    assert other_instruction(vector.metadata, replace(other, name="another task")) is None
+    assert other_instruction(laai.fit(tiny, other, 4, steps=1).metadata, word_task) == "Guess."
 
 
 def test_the_sum_has_seen_what_both_have():
