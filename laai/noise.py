@@ -1,4 +1,4 @@
-"""Lightning's warnings that tell a user of this project nothing."""
+"""Warnings that tell a user of this project nothing."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ def ignore_noise() -> None:
     """Filter them out; inside `warnings.catch_warnings`, for that block alone."""
     for pattern in _NOISE:
         warnings.filterwarnings("ignore", message=pattern)
+    # On import it tells of a missing kernel for 4-bit layers, which passes no gradient and is kept off anyhow.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def ignore_chatter() -> None:

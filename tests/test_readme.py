@@ -16,7 +16,7 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(encoding="utf-8"), f
 COMMANDS = [
     shlex.split(line, comments=True)
     for language, block in BLOCKS
-    for line in block.splitlines()
+    for line in block.replace("\\\n", " ").splitlines()
     if language == "bash" and line.startswith(("python train.py", "laai "))
 ]
 
