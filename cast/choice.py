@@ -41,7 +41,7 @@ Right = Callable[[Sequence[int], float], Tensor]
 """The right option's share of the options' probability, (examples with choices,), with layers at a scale."""
 
 SCALES = (0.5, 1.0, 2.0)
-"""Strengths that are tried: more of them, and stronger ones, raised the gain on the examples and not on others."""
+"""Strengths that are tried. 3 and 4 on residual layers raised the gain on these examples and lowered it on others."""
 
 
 @dataclass(frozen=True)

@@ -166,8 +166,8 @@ def _transfer(options: Any) -> None:
     print_table(found.scores, f"{' + '.join(options.source)} -> {options.target}: {read_from(found.vector.metadata)}")
     lines = [*against(found.evaluations), said_of(found.choice, found.chosen_on)]
     sys.stdout.write("\n".join(lines) + "\n")
-    if (fits := found.as_json()["few_shot"]) and fits < options.shots:
-        sys.stdout.write(f"few-shot: {fits} examples, {options.shots} do not fit\n")
+    if found.few_shot and found.few_shot < options.shots:
+        sys.stdout.write(f"few-shot: {found.few_shot} examples, {options.shots} do not fit\n")
     if found.shown:
         sys.stdout.write(f"cross-task few-shot: {len(found.shown.examples)} examples of {found.shown.task.name}\n")
     if (prior := found.vector.metadata.get("label_prior")) and not found.refused:

@@ -61,15 +61,19 @@ class Transfer:
     evaluations: list[Evaluation]
     shown: Shown | None = None
 
+    @property
+    def few_shot(self) -> int | None:
+        """How many demonstrations the baseline `few-shot` shows; None where it was not measured."""
+        shown = [len(e.method.demonstrations) for e in self.evaluations if e.method.demonstrations]
+        return shown[0] if shown else None
+
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         facts = {"chosen_on": self.chosen_on, "refused": self.refused, "choice": asdict(self.choice)}
         facts["label_prior"] = self.vector.metadata.get("label_prior")
         shown = self.shown and {"source": self.shown.task.name, "examples": len(self.shown.examples)}
         facts["cross_task_few_shot"] = shown
-        facts["few_shot"] = next(
-            (len(e.method.demonstrations) for e in self.evaluations if e.method.demonstrations), None
-        )
+        facts["few_shot"] = self.few_shot
         told = ("base_model", "revision", "config_hash", "cast")
         facts["vector"] = {name: value for name, value in self.vector.metadata.items() if name in told}
         pairs = zip(self.scores, self.evaluations, strict=True)

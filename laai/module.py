@@ -188,8 +188,8 @@ class LAAIModule(LightningModule):
         for group, (key, _) in zip(optimizer.param_groups, self.intervention.items(), strict=True):
             group["lr"] *= self.rms[key[1]]
         steps = int(min(self.trainer.estimated_stepping_batches, 10**9))  # infinite without a bound on steps or epochs
-        schedule = get_scheduler(self.schedule, optimizer, num_warmup_steps=0, num_training_steps=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        scheduler = get_scheduler(self.schedule, optimizer, num_warmup_steps=0, num_training_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: Batch) -> Tensor:
         """Mean negative log-likelihood of the batch's answer tokens, and their divergence from the teacher."""
