@@ -5,14 +5,14 @@
     python experiments/laai_starts.py --starts zero own --sizes 2 5 10 --distill 0 --json PATH   by the likelihood alone
     python experiments/laai_starts.py --starts own own:0.25 own:1 one similar --sizes 2 10 --seeds 0 1 2 --json PATH
 
-Starts are named NAME[:SCALE]. `zero`. `own`: the CAST vector of the training examples themselves (from 2 on).
-`random`: random directions, each vector as long as that of `own` (of `mean` where there is one example). `one`: the
-CAST vector of another task; `mean`: the mean over four others; `selected`: the same from samples that CAST selects
-instead of random ones; `similar`: over the four, weighted by their cosine with `own`. `prior`: starts from `own`, and
-the group penalty pulls towards it. Other tasks' vectors come from examples whose inputs are not among the queries. All
-learn by the default recipe on the same examples and answer the same queries. Every finished (task, seed, size, start)
-is kept in the JSON file, and a run that was stopped goes on from there; the report and the picture are written beside
-it.
+Starts are named NAME[:SCALE]. `zero`. `own`: the CAST vector of the training examples themselves (from 2 on). `random`:
+random directions, each vector as long as that of `own` (of `mean` where there is one example). `one`: the CAST vector
+of another task; `mean`: the mean over four others; `selected`: the same from samples that CAST selects instead of
+random ones; `similar`: over the four, weighted by their cosine with `own`; `blend`: half `own`, half `mean`. `prior`:
+starts from `own`, and the group penalty pulls towards it. Other tasks' vectors come from examples whose inputs are not
+among the queries. All learn by the default recipe on the same examples and answer the same queries. Every finished
+(task, seed, size, start) is kept in the JSON file, and a run that was stopped goes on from there; the report and the
+picture are written beside it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from starts_report import Row, from_others, write_report
 import cast
 import laai
 from cast.cross_task import without
-from cast.mixing import of_equal_norm
+from cast.mixing import combined, of_equal_norm
 from cast.words import Strategy
 from laai.batches import Reuse
 from laai.data import FewShotDataModule
@@ -165,6 +165,8 @@ class Cell:
             return scale * own
         if name == "similar":
             return scale * self.weighted(own)
+        if name == "blend":
+            return scale * combined([own, self.mean()], [0.5, 0.5])
         raise UserError(f"unknown start {name!r}; see --help")
 
     def own(self, size: int) -> Intervention:
@@ -194,12 +196,13 @@ class Cell:
 
     def mean(self, strategy: Strategy = "random") -> Intervention:
         """The mean of the other tasks' vectors."""
-        return mixed([self.other(task, strategy) for task in self.others()], [1.0] * OTHERS)
+        return combined([self.other(task, strategy) for task in self.others()], [1 / OTHERS] * OTHERS)
 
     def weighted(self, own: Intervention) -> Intervention:
         """Their mean, weighted by how alike they are to the own vector (cosine, negative ones left out)."""
         vectors = [self.other(task) for task in self.others()]
-        return mixed(vectors, [max(cosine(vector, own), 1e-6) for vector in vectors])
+        weights = [max(cosine(vector, own), 1e-6) for vector in vectors]
+        return combined(vectors, [weight / sum(weights) for weight in weights])
 
 
 class Curve(pl.Callback):
@@ -217,17 +220,7 @@ class Curve(pl.Callback):
 
 def needs_two(start: str) -> bool:
     """Whether a start comes from the training examples, each behind the others."""
-    return start.partition(":")[0] in ("own", "prior", "similar")
-
-
-def mixed(vectors: list[Intervention], weights: list[float]) -> Intervention:
-    """Weighted mean."""
-    total = sum(weights)
-    parts = {
-        key: torch.stack([w / total * v.scale * v[key].detach() for v, w in zip(vectors, weights, strict=True)]).sum(0)
-        for key, _ in vectors[0].items()
-    }
-    return vectors[0].with_vectors(parts)
+    return start.partition(":")[0] in ("own", "prior", "similar", "blend")
 
 
 def cosine(a: Intervention, b: Intervention) -> float:

@@ -16,6 +16,7 @@ LABELS = {
     "own": "own CAST × 0.5",
     "mean": "mean CAST of four other tasks × 0.5",
     "selected": "the same, of selected samples",
+    "blend": "half own CAST, half that mean",
     "prior": "own CAST as prior",
 }
 
@@ -55,7 +56,7 @@ def difference(a: dict[Any, float], b: dict[Any, float], resamples: int = 5000) 
 def from_others(start: str, size: int) -> bool:
     """Whether a start holds, or is as long as, vectors of other tasks."""
     name = start.partition(":")[0]
-    return name in ("one", "mean", "selected", "similar") or (name == "random" and size == 1)
+    return name in ("one", "mean", "selected", "similar", "blend") or (name == "random" and size == 1)
 
 
 def report(rows: list[Row], facts: Row) -> str:

@@ -51,7 +51,8 @@ class LAAIModule(LightningModule):
             that a cross-validated race of layers on the training examples prefers.
         positions: `last_prompt`, `generated` (that one and all later tokens), or `all`.
         init: the vectors' start: `zero`, `random`, `cast`, or the path of an intervention file.
-        source: of a `cast` start: `own` (the training examples themselves) or another task.
+        source: of a `cast` start: `own` (the training examples), another task, or several, for the mean of their
+            vectors. `auto` is `own`, and for a single example, which has no vector, the mean of four built-in tasks.
         init_scale: factor on a `cast` start; size of a `random` start relative to the activations.
         l1: strength of the ℓ1 penalty, which zeroes entries. At 1 it takes back all that a step of Adam can add.
         group_l2: strength of the group-ℓ2 penalty, which zeroes heads (site `heads`) or layers (`residual`). At the
@@ -65,8 +66,7 @@ class LAAIModule(LightningModule):
         prefix_cache: memory on the device for the frozen prefixes of training examples, and as much again for those of
             evaluations: `auto` (half of what is free), bytes, or `off` to run whole prompts every time. Beside another
             device than the CPU, half of the free host memory comes on top. What does not fit is run again.
-        schedule: how the rate changes from the first step to the last: constant, linear, cosine, or another name of
-            transformers' schedules.
+        schedule: of the rate, first step to last: constant, linear, cosine, or another name of transformers' schedules.
         activation_checkpointing: run each layer again in the backward pass instead of keeping what it computed: less
             memory, more time. Whole prompts are run then, as caches do not go with it.
         device_map: as in transformers (`auto`, `balanced`, …): one process spreads the LLM over all its devices.
@@ -83,7 +83,7 @@ class LAAIModule(LightningModule):
         layers: Literal["auto", "all"] | int | list[int] = "auto",
         positions: Positions = "last_prompt",
         init: str = "cast",
-        source: str = "own",
+        source: str | list[str] = "auto",
         init_scale: float = 0.5,
         l1: float = 0.0,
         group_l2: float = 0.0,

@@ -32,7 +32,7 @@ def run(study, tiny_folder, tmp_path, monkeypatch):
 
 
 def test_every_start(run, study, tmp_path, monkeypatch, capsys):
-    starts = ["zero", "random", "own", "own:1", "one", "mean", "selected", "similar", "prior"]
+    starts = ["zero", "random", "own", "own:1", "one", "mean", "selected", "similar", "blend", "prior"]
     options = ["--sizes", "1", "2", "--at_steps", "2", "--starts", *starts]
     monkeypatch.setattr(study[0], "STEPS", 3)
     rows = run(*options)
@@ -51,7 +51,8 @@ def test_every_start(run, study, tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit):
             run(*options, *other)
     told = {(row["size"], row["start"]) for row in rows if row.get("untested_inputs")}
-    assert told == {(n, s) for n in (1, 2) for s in ("one", "mean", "selected")} | {(1, "random"), (2, "similar")}
+    of_others = {(n, s) for n in (1, 2) for s in ("one", "mean", "selected")}
+    assert told == of_others | {(1, "random"), (2, "similar"), (2, "blend")}
 
 
 def test_learning_by_the_likelihood_alone(run, study, monkeypatch):

@@ -135,11 +135,13 @@ def test_a_mistake_ends_in_a_message_and_no_traceback(run_train, capsys, wrong):
 
 
 def test_one_example_one_query(run_train):
-    """Nothing to extract from, so there is no row of CAST's."""
-    folder = run_train("--data.num_examples", "1", "--data.test", "1", "--model.init", "zero")
-    rows = results(folder)["rows"]
+    """From zero there is nothing to extract from, and no row of CAST's; by default other tasks are the start."""
+    one = ["--data.num_examples", "1", "--data.test", "1"]
+    rows = results(run_train(*one, "--model.init", "zero"))["rows"]
     assert [row["method"] for row in rows] == ["zero-shot", "few-shot", "laai"]
     assert [row["n"] for row in rows] == [1, 1, 1]
+    rows = results(run_train(*one, "--cast.samples", "8", "--cast.shots", "1"))["rows"]
+    assert [row["method"] for row in rows] == ["zero-shot", "few-shot", "cast", "laai"]
 
 
 def test_a_small_task_is_tested_on_what_is_left(run_train, tmp_path):

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LambdaCallback
 
 from cast import CastStart, extract, extract_own
-from laai.data import encode_training
+from laai.data import FewShotDataModule, encode_training
 from laai.errors import UserError
 from laai.forward import mean_nll
 from laai.intervention import Intervention
@@ -136,6 +136,34 @@ def test_cast_start_from_another_task(learn, tiny, word_file, words_data):
     assert (start["samples"], start["shots"], start["source"]) == (4, 2, "colours")
 
 
+def test_cast_start_from_several_tasks(learn, tiny, word_file, words_data):
+    still = {"steps": 1, "init": "cast", "init_scale": 1.0, "optimizer": lambda p: torch.optim.SGD(p, lr=0.0)}
+    one, other = (
+        vectors(learn(**still, source=source, callbacks=[CastStart(samples=2, shots=2)]))
+        for source in (str(word_file), "antonym")
+    )
+    both = learn(**still, source=[str(word_file), "antonym"], callbacks=[CastStart(samples=4, shots=2)])
+    assert_close(vectors(both), {key: (one[key] + other[key]) / 2 for key in one})
+    parts = both.learned().metadata["start"]["combined"]
+    assert [(part["source"], part["samples"], part["weight"]) for part in parts] == [
+        ("colours", 2, 0.5),
+        ("antonym", 2, 0.5),
+    ]
+
+
+def test_a_single_example_starts_from_built_in_tasks(learn, word_task):
+    def starts(task, count):
+        data = FewShotDataModule(task, count, test=2)
+        return learn(steps=1, init="cast", data=data, callbacks=[CastStart(samples=8, shots=1)]).learned().metadata
+
+    def sources(task):
+        return [part["source"] for part in starts(task, 1)["start"]["combined"]]
+
+    assert sources(word_task) == ["antonym", "country-language", "present-past", "word-sentiment"]
+    assert sources("present-past") == ["antonym", "country-language", "word-sentiment", "english-french"]
+    assert starts(word_task, 2)["start"]["own"] is True
+
+
 @pytest.mark.parametrize("site", ["heads", "residual"])
 @pytest.mark.parametrize(("layers", "expected"), [(1, [1]), ([2, 0], [0, 2]), ("all", [0, 1, 2]), ("auto", None)])
 def test_layers(learn, site, layers, expected):
@@ -156,6 +184,8 @@ def test_layers(learn, site, layers, expected):
         ({"layers": [1, 1]}, "different"),
         ({"init": "no-such-file"}, "no-such-file"),
         ({"init": "cast", "source": "no-such-task"}, "no-such-task"),
+        ({"init": "cast", "source": ["antonym", "no-such-task"]}, "no-such-task"),
+        ({"init": "cast", "source": []}, "names of tasks"),
         ({"positions": "first"}, "positions"),
     ],
 )
@@ -182,7 +212,7 @@ def test_starts_that_do_not_fit_are_refused(learn, tiny, words_data):
     with pytest.raises(UserError, match="width"):
         learn(given=foreign, site="residual", layers=[0])
     with pytest.raises(UserError, match="at least 2"):
-        learn(init="cast", data=words_data(1))
+        learn(init="cast", source="own", data=words_data(1))
 
 
 class Overflow(torch.optim.SGD):
