@@ -172,6 +172,8 @@ def _transfer(options: Any) -> None:
         sys.stdout.write(f"cross-task few-shot: {len(found.shown.examples)} examples of {found.shown.task.name}\n")
     if (prior := found.vector.metadata.get("label_prior")) and not found.refused:
         sys.stdout.write(f"label prior: {', '.join(f'{label} {shift:+.2f}' for label, shift in prior.items())} nats\n")
+    if not (options.development or options.no_label_prior) and found.scores[0].choice_accuracy is not None:
+        sys.stdout.write("label prior: none, as it needs --development examples of the target\n")
     if found.refused and (line := refusal(found.choice, output is not None)):
         sys.stdout.write(line + "\n")
     if output and not found.refused:

@@ -104,6 +104,20 @@ def test_slips_in_transfer_are_told_before_the_model_loads(
     assert said in refused(capsys, [*a_transfer, *options])
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--development", "0", "--target", "country-region"], True),
+        (["--development", "0", "--target", "country-region", "--no_label_prior"], False),
+        (["--development", "0", "--target", "synonym"], False),
+        (["--target", "country-region"], False),
+    ],
+)
+def test_without_development_examples_there_is_no_label_prior_and_the_output_says_so(capsys, a_transfer, options, told):
+    main([*a_transfer, *options])
+    assert ("label prior: none" in capsys.readouterr().out) == told
+
+
 def test_a_check_leaves_nothing_behind(tmp_path):
     assert check_output(str(tmp_path / "new" / "v.safetensors")) == tmp_path / "new" / "v.safetensors"
     assert not list(tmp_path.iterdir())
