@@ -155,7 +155,8 @@ class TrainCLI(LightningCLI):
         prompts = [prompt for _, prompt in encode_training(module.template, data.splits.train)]
         log_effects(trainer, layer_effects(model, learned.to(device), prompts))
         methods = [Method("zero-shot"), Method("few-shot", demonstrations=data.splits.train)]
-        has_cast = data.num_examples > 1 or module.init == "cast" or module.source not in ("auto", "own")
+        named = module.source not in ("auto", "own", ["auto"], ["own"])
+        has_cast = data.num_examples > 1 or module.init == "cast" or named
         if module.cast_start is not None and has_cast:
             vector = module.cast_start(module).select(learned.layers)
             methods.append(Method("cast", best_scale(model, vector, prompts) * vector))

@@ -67,6 +67,7 @@ def _extract(options: Any) -> None:
     from laai.files import check_output
     from laai.models import load_model
     from laai.noise import ignore_chatter
+    from laai.placement import move
     from laai.tasks import load_task
 
     ignore_chatter()
@@ -75,6 +76,7 @@ def _extract(options: Any) -> None:
     trainer = trainer_of(options.devices, options.precision)
     source = load_task(options.source, columns=columns_of(options))
     model = load_model(options.base_model, dtype=options.dtype)
+    move(model.llm, trainer.strategy.root_device)  # samples are compared there too
     vector = extract(
         model, source, site=list(SITES) if options.site == "both" else options.site, positions=options.positions,
         layers=options.layers, trainer=trainer, partial=partial, **selection(options),
@@ -136,6 +138,7 @@ def _transfer(options: Any) -> None:
     from laai.files import check_output, write_json
     from laai.models import load_model
     from laai.noise import ignore_chatter
+    from laai.placement import move
     from laai.report import print_table
     from laai.tasks import load_task
 
@@ -154,8 +157,10 @@ def _transfer(options: Any) -> None:
     load = load_with(columns, [*named, *options.centre, *([] if own else [options.target])])
     sources = dict(weighted(named, load))
     target = load_task(options.target, columns=own) if own else load(options.target)
+    labelled = target.examples[0].choices and len({example.choices for example in target.examples}) == 1
     centre = [task for task, _ in weighted(options.centre, load)] if options.centre else []
     model = load_model(options.base_model, dtype=options.dtype)
+    move(model.llm, trainer.strategy.root_device)  # the place is chosen there too, not only tested
     found = transfer(
         model, sources, target, development=options.development, test=options.test, refuse=not options.always,
         site=SITES if options.site == "both" else options.site, centre=centre, trainer=trainer, partial=partial,
@@ -172,7 +177,7 @@ def _transfer(options: Any) -> None:
         sys.stdout.write(f"cross-task few-shot: {len(found.shown.examples)} examples of {found.shown.task.name}\n")
     if (prior := found.vector.metadata.get("label_prior")) and not found.refused:
         sys.stdout.write(f"label prior: {', '.join(f'{label} {shift:+.2f}' for label, shift in prior.items())} nats\n")
-    if not (options.development or options.no_label_prior) and found.scores[0].choice_accuracy is not None:
+    if labelled and not (options.development or options.no_label_prior or options.preserve_norm):
         sys.stdout.write("label prior: none, as it needs --development examples of the target\n")
     if found.refused and (line := refusal(found.choice, output is not None)):
         sys.stdout.write(line + "\n")

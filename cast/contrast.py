@@ -71,18 +71,28 @@ class Contrast:
 
     @torch.no_grad()
     def run(self, pairs: Sequence[int]) -> None:
-        """Run some pairs, as one batch of few-shot and one of zero-shot prompts."""
+        """Run some pairs, as one batch of few-shot and one of zero-shot prompts.
+
+        Raises:
+            UserError: activations that are not finite; of these pairs nothing counts.
+        """
         if not self._began:  # what all prompts of a kind begin with, demonstrations that they share, is run once
             self._began = True
             for prompts in self._prompts:
                 self._reuse.beginning(self._model.llm, prompts)
         few, zero = (self._activations(prompts, pairs) for prompts in self._prompts)
         difference = few - zero
-        for total, values in zip(self.sums, (few, zero, difference.square()), strict=True):
-            total += values.sum(dim=0)
+        if not difference.isfinite().all():
+            some = [i for i, sound in zip(pairs, difference.isfinite().all(-1).tolist(), strict=True) if not sound]
+            raise UserError(
+                f"the activations of sample {some[0] + 1} of {len(self)} are not finite: the model overflows in "
+                f"{self._model.llm.dtype}; load it with another dtype (bfloat16, float32)"
+            )
         if self.kept.shape[1]:
             self.kept[:, list(pairs)] = torch.stack([zero, difference]).float()
-        self.done[list(pairs)] = True
+        sums, done = torch.stack([few.sum(0), zero.sum(0), difference.square().sum(0)]), self.done.clone()
+        done[list(pairs)] = True
+        vars(self).update(sums=self.sums + sums, done=done)  # at once: an interruption saves what both say
 
     def _activations(self, prompts: Sequence[Prompt], pairs: Sequence[int]) -> Tensor:
         """(pairs, all widths) fp64."""

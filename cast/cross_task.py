@@ -16,7 +16,7 @@ from cast.contrast_loop import discard, files_of
 from cast.cross_task_prompt import demonstrations_of, fitting, fitting_own
 from cast.extraction import extract
 from cast.label_prior import label_prior, with_label_prior
-from cast.mixing import centred, combined, of_equal_norm
+from cast.mixing import centred, combined, of_equal_norm, own_seed
 from cast.place import choose_place
 from laai.compare import Evaluation, Method, compare
 from laai.data import FewShotDataModule
@@ -24,9 +24,9 @@ from laai.errors import UserError
 from laai.intervention import Intervention
 from laai.models import LanguageModel
 from laai.prompts import Shown, Template
-from laai.provenance import same_text, seen_digests
+from laai.provenance import seen_digests
 from laai.scores import Scores
-from laai.tasks import Task, load_task
+from laai.tasks import Task, apart, load_task
 from laai.words import SITES, Site, Style
 
 SOURCE_DEVELOPMENT = 20
@@ -180,9 +180,12 @@ def transfer(
         found = combined([extracted(task, **changes) for task in weights], list(weights.values()))
         return centred(found, middle) if middle else found
 
+    def unfit(choice: Choice) -> bool:
+        return not choice.scale or (refuse and not choice.helps)
+
     vector = made()
     choice = chosen(vector)
-    refused = not choice.scale or (refuse and not choice.helps)
+    refused = unfit(choice)
 
     def finished(bare: Intervention) -> Intervention:
         return with_label_prior(model, bare, template, examples) if calibrate else bare
@@ -195,10 +198,12 @@ def transfer(
         prior = label_prior(model, 0.0 * vector, template, examples)
         methods = ([] if prior is None else [Method("label prior", prior)]) + methods
     if "random direction" in baselines and choice.scale:
-        methods.append(Method("random direction", finished(of_equal_norm(model, choice.of(vector), seed))))
+        draw = own_seed(seed, data.task.name, *(task.name for task in weights))
+        methods.append(Method("random direction", finished(of_equal_norm(model, choice.of(vector), draw))))
     if "random samples" in baselines and options.get("strategy", "random") != "random":
         other = made(strategy="random")
-        methods.append(Method("random samples", finished(chosen(other).of(other))))
+        place = chosen(other)
+        methods.append(Method("random samples", None if unfit(place) else finished(place.of(other))))
     own = data.template(model.tokenizer)
     if "few-shot" in baselines and (fits := fitting_own(model, own, data.splits.train, data.splits.test)):
         methods.insert(0, Method("few-shot", demonstrations=fits))
@@ -271,8 +276,7 @@ def without(task: Task, inputs: set[str]) -> Task:
     Raises:
         UserError: fewer than two examples are left.
     """
-    tested = set(map(same_text, inputs))
-    left = tuple(e for e in task.examples if same_text(e.input) not in tested)
+    left = tuple(apart(task.examples, inputs))
     if len(left) < 2:
         raise UserError(
             f"expected source examples that are not tested, found {len(left)} in {task.name}: give it more, or the "

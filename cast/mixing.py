@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 from laai.intervention import Intervention
@@ -40,3 +41,8 @@ def of_equal_norm(model: LanguageModel, vector: Intervention, seed: int) -> Inte
     draws = [Intervention.random(model, site, vector.select(site=site).layers, seed=seed) for site in vector.sites]
     directions = {key: direction for draw in draws for key, direction in draw.items()}
     return vector.with_vectors({key: v.norm() * directions[key] for key, v in vector.items()})
+
+
+def own_seed(seed: int, *names: str) -> int:
+    """A seed of what is named alone, so that controls of several transfers at one seed are independent draws."""
+    return zlib.crc32(repr((seed, *names)).encode(errors="surrogatepass"))

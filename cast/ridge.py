@@ -57,6 +57,10 @@ class AffineMap:
         """The effect on activations (…, width), fp32."""
         return self.mean + ((hidden.float() - self.centre) @ self.left) @ self.right
 
+    def to(self, device: torch.device) -> AffineMap:
+        """The same map on a device."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in ("mean", "centre", "left", "right")})
+
 
 class RidgeMap(nn.Module):
     """Affine maps by site and layer, added to the activation times a scale; used as an `Intervention` is.
@@ -110,13 +114,13 @@ class RidgeMap(nn.Module):
         for (site, layer), one in self.maps.items():
             if len(one.mean) != (width := decoder.width(site, layer)):
                 raise UserError(f"the map at {site} {layer} has width {len(one.mean)}, the model has {width} there")
-            tensors = {name: getattr(one, name).to(device) for name in ("mean", "centre", "left", "right")}
-            edits[site, layer] = self._edit(replace(one, **tensors))
+            edits[site, layer] = self._edit(one.to(device))
         return Attachment(llm, edits, self.positions)
 
     def _edit(self, one: AffineMap) -> Edit:
         def edit(hidden: Tensor, where: Where) -> Tensor:
-            return steer(hidden, self.scale * one(hidden), where)
+            here = one.to(hidden.device)
+            return steer(hidden, self.scale * here(hidden), where)
 
         return edit
 

@@ -12,10 +12,19 @@ from cast.mixing import combined
 from laai.errors import UserError
 from laai.intervention import Intervention
 from laai.module import LAAIModule
-from laai.tasks import Task, load_task
+from laai.tasks import Task, apart, load_task
 
-BUILT_IN = ("antonym", "country-language", "present-past", "word-sentiment", "english-french")
-"""Of these, the first four that a run does not learn itself start it from a single example."""
+SEVERAL = (
+    *("antonym", "capital-country", "country-capital", "country-language"),
+    *("english-french", "present-past", "singular-plural", "word-sentiment"),
+)
+"""Built-in tasks, of which the next four start a run with a single example."""
+
+
+def others_of(name: str) -> list[str]:
+    """The built-in tasks of `SEVERAL` that come after this one, around to the one before it."""
+    at = SEVERAL.index(name) if name in SEVERAL else 0
+    return [task for task in SEVERAL[at:] + SEVERAL[:at] if task != name]
 
 
 class CastStart(pl.Callback):
@@ -32,6 +41,7 @@ class CastStart(pl.Callback):
     def __init__(self, samples: int = 50, shots: int = 5, shared_shots: bool = False) -> None:
         self.samples, self.shots, self.shared_shots = samples, shots, shared_shots
         self._sources: list[Task] = []
+        self._held_out: set[str] = set()
         self.vector: Intervention | None = None
         """The extracted vector at scale 1, on all layers that have the site."""
 
@@ -39,18 +49,22 @@ class CastStart(pl.Callback):
         """Offer the start to the module; nothing is extracted before it asks, but sources must be there now.
 
         Raises:
-            UserError: a source task cannot be read, or none is named.
+            UserError: a source task cannot be read, none is named, or one twice.
         """
         if not isinstance(pl_module, LAAIModule):
             return
-        source, data = pl_module.source, pl_module.data
-        if not source:
-            raise UserError("expected source as auto, own, or the names of tasks; found none")
-        pl_module.cast_start, self.vector = self.extract, None
-        names = [source] if isinstance(source, str) else source
-        if source == "auto" and data.num_examples == 1:
-            names = [name for name in BUILT_IN if name != data.task.name][:4]
-        self._sources = [] if names in (["own"], ["auto"]) else [load_task(name) for name in names]
+        data, pl_module.cast_start, self.vector = pl_module.data, self.extract, None
+        names = [pl_module.source] if isinstance(pl_module.source, str) else pl_module.source
+        if not names or len(set(names)) < len(names):
+            raise UserError(f"expected source as auto, own, or tasks by name, each once; found {names}")
+        self._held_out = {example.input for example in (*data.splits.test, *data.splits.validation)}
+        if names == ["auto"] and data.num_examples == 1:
+            tasks = [load_task(name) for name in others_of(data.task.name)]
+            enough = max(1, self.samples // 4) + self.shots
+            left = [task for task in tasks if len(apart(task.examples, self._held_out)) >= enough]
+            self._sources = left[:4]
+        else:
+            self._sources = [] if names in (["own"], ["auto"]) else [load_task(name) for name in names]
 
     def extract(self, module: LAAIModule) -> Intervention:
         """The CAST vector for this run, extracted once.
@@ -65,9 +79,8 @@ class CastStart(pl.Callback):
                 self.vector = extract_own(model, module.template, data.splits.train, **options)
             else:
                 count = len(self._sources)
-                options |= {"samples": max(2, self.samples // count), "shots": self.shots, "style": data.style}
+                options |= {"samples": max(1, self.samples // count), "shots": self.shots, "style": data.style}
                 options |= {"shared_shots": self.shared_shots, "seed": data.seed}
-                held_out = {example.input for example in (*data.splits.test, *data.splits.validation)}
-                vectors = [extract(model, without(source, held_out), **options) for source in self._sources]
+                vectors = [extract(model, without(source, self._held_out), **options) for source in self._sources]
                 self.vector = combined(vectors, [1 / count] * count)
         return self.vector

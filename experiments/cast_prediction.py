@@ -4,8 +4,9 @@
 
 Reads the cells of `cast_transfer.py` and the tasks' cosines that `cast_analysis.py --parts vectors` kept. Prints, and
 writes to --output, Spearman's rank correlation of each predictor with each gain over zero-shot, with 95% bootstrap
-intervals over sources and targets, and what the rule saves that leaves the model alone where no gain is expected; then
-the vector against other methods over all pairs, by target, by source and by the form of answers.
+intervals over sources and targets, over all pairs, those of each matrix, and within targets; what the rule saves that
+leaves the model alone where no gain is expected; then the vector against other methods over all pairs, by seed, by
+target, by source and by the form of answers. A pair's seeds are taken together.
 """
 
 from __future__ import annotations
@@ -14,17 +15,16 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from cast_report import CONTROLS, completed, has, paired, where_the_model_knows, with_interval
+from cast_report import CONTROLS, seed_by_seed, where_the_model_knows
 from crossed_bootstrap import crossed_weights
 from numpy.typing import NDArray
 from transfer_breakdown import by_form, by_source, by_target
+from transfer_cells import FEWEST, Cell, Row, completed, has, paired, pooled, with_interval
 
 from laai.files import write_atomically
 
-Row = dict[str, Any]
 Tables = Mapping[str, Mapping[tuple[str, str], float]]
 RESULTS = Path(__file__).parent / "results"
 GAINS = {"exact": "exact match", "choice": "forced choice", "nll": "log-likelihood per token"}
@@ -50,7 +50,7 @@ def main() -> None:
     for path in (*options.matrix, *options.vectors):
         if not path.exists():
             parser.error(f"{path} is not there; make it by the script that {parser.prog} --help names")
-    cells = [cell for path in options.matrix for cell in completed(json.loads(path.read_text())["rows"])]
+    cells = {path.stem: completed(json.loads(path.read_text())["rows"]) for path in options.matrix}
     rows = [row for path in options.vectors for row in json.loads(path.read_text())["parts"].get("vectors", [])]
     text = report(cells, tables(rows))
     write_atomically(options.output, lambda file: file.write_text(text))
@@ -67,8 +67,11 @@ def tables(rows: Sequence[Row]) -> Tables:
     return found
 
 
-def report(cells: Sequence[dict[str, Row]], cosines: Tables) -> str:
-    """The Markdown report."""
+def report(matrices: Mapping[str, Sequence[Cell]], cosines: Tables) -> str:
+    """The Markdown report, of each matrix' cells by source, target and seed."""
+    by_matrix = {name: pooled(cells) for name, cells in matrices.items()}
+    by_seed = [cell for own in matrices.values() for cell in own]
+    cells = [cell for own in by_matrix.values() for cell in own]
     sources, targets = ({cell["cast"][side] for cell in cells} for side in ("source", "target"))
     out = ["# What predicts a transfer", ""]
     out += [
@@ -76,36 +79,66 @@ def report(cells: Sequence[dict[str, Row]], cosines: Tables) -> str:
     ]
     out += ["the gain over zero-shot, 95% bootstrap intervals over sources and targets (number of pairs):", ""]
     out += [f"| predictor | {' | '.join(GAINS.values())} |", "| --- |" + " ---: |" * len(GAINS)]
-    predictors = {
-        title: [table.get((c["cast"]["source"], c["cast"]["target"])) for c in cells]
-        for title, table in cosines.items()
-    }
-    predictors["gain on development examples"] = [c["cast"]["choice_of_place"]["gain"] for c in cells]
-    for title, values in predictors.items():
-        found = " | ".join(_correlation(values, [gain(cell, key) for cell in cells], cells) for key in GAINS)
+    tables = {title: [table.get(_pair(c)) for c in cells] for title, table in cosines.items()}
+    rows = [(title, values, cells) for title, values in tables.items()]
+    development = "gain on development examples"
+    rows.append((development, _development_gains(cells), cells))
+    if len(by_matrix) > 1:
+        rows += [(f"the same, {name}", _development_gains(own), own) for name, own in by_matrix.items()]
+    for title, values, own in rows:
+        found = " | ".join(_correlation(values, [gain(cell, key) for cell in own], own) for key in GAINS)
         out.append(f"| {title} | {found} |")
+    within = [within_targets(_development_gains(cells), [gain(cell, key) for cell in cells], cells) for key in GAINS]
+    found = " | ".join(_correlation(*some) for some in within)
+    out.append(f"| the same, both less their means over a target's sources | {found} |")
     out += ["", CONTROLS, "", "## The rule that refuses", ""]
-    refused = [cell for cell in cells if not cell["cast"]["choice_of_place"]["helps"]]
-    applied = [cell for cell in cells if cell["cast"]["choice_of_place"]["helps"]]
-    out += ["Mean gain over zero-shot, 95% intervals over sources, targets and queries:", ""]
-    out += ["| pairs | number | exact match | forced choice | pairs that lose forced choice |"]
+    refused = [cell for cell in by_seed if not cell["cast"]["choice_of_place"]["helps"]]
+    applied = [cell for cell in by_seed if cell["cast"]["choice_of_place"]["helps"]]
+    out += ["Mean gain over zero-shot, by pair and seed; 95% intervals over sources, targets and queries (pairs):", ""]
+    out += ["| cells | number | exact match | forced choice | cells that lose forced choice |"]
     out += ["| --- | ---: | ---: | ---: | ---: |"]
-    for title, chosen in (("all", cells), ("applied", applied), ("refused", refused)):
+    for title, chosen in (("all", by_seed), ("applied", applied), ("refused", refused)):
         means = [paired(chosen, "cast", "zero-shot", measure) for measure in ("exact", "choice")]
         losses = [gain(cell, "choice") for cell in chosen]
         known = [loss for loss in losses if loss is not None]
         lost = f"{sum(loss < 0 for loss in known)} of {len(known)}"
-        shown = " | ".join("-" if not m.pairs else f"{m.mean:+.3f} ({m.low:+.3f} to {m.high:+.3f})" for m in means)
+        shown = " | ".join(map(with_interval, means))
         out.append(f"| {title} | {len(chosen)} | {shown} | {lost} |")
     saved = [
         f"{GAINS[measure]} {with_interval(paired(cells, 'cast, if it helps', 'cast', measure))}"
         for measure in ("exact", "choice")
     ]
     out += ["", f"What the rule saves over all pairs, `cast, if it helps` − `cast`: {', '.join(saved)}."]
-    return "\n".join([*out, *against(cells), *by_target(cells), *by_source(cells), *by_form(cells)]) + "\n"
+    out += [*against(cells), *(["", *told] if (told := seed_by_seed(by_seed)) else [])]
+    return "\n".join([*out, *by_target(cells), *by_source(cells), *by_form(cells)]) + "\n"
 
 
-def against(cells: Sequence[dict[str, Row]]) -> list[str]:
+def _pair(cell: Cell) -> tuple[str, str]:
+    return cell["cast"]["source"], cell["cast"]["target"]
+
+
+def _development_gains(cells: Sequence[Cell]) -> list[float | None]:
+    """Means over a pair's seeds."""
+    gains = [[place["gain"] for place in cell["cast"]["choice_of_place"]] for cell in cells]
+    return [None if None in some else float(np.mean(some)) for some in gains]
+
+
+def within_targets(
+    x: Sequence[float | None], y: Sequence[float | None], cells: Sequence[Cell]
+) -> tuple[list[float], list[float], list[Cell]]:
+    """Both less their means over each target's sources, where there are two or more: what tells sources apart."""
+    known = [(a, b, cell) for a, b, cell in zip(x, y, cells, strict=True) if a is not None and b is not None]
+    targets = [cell["cast"]["target"] for _, _, cell in known]
+    table = np.array([(a, b) for a, b, _ in known]).reshape(-1, 2)
+    for target in set(targets):
+        own = np.array([one == target for one in targets])
+        table[own] -= table[own].mean(axis=0) if own.sum() > 1 else np.nan
+    table = table.round(12)  # equal values stay equal
+    kept = [i for i, row in enumerate(table) if not np.isnan(row).any()]
+    return table[kept, 0].tolist(), table[kept, 1].tolist(), [known[i][2] for i in kept]
+
+
+def against(cells: Sequence[Cell]) -> list[str]:
     """Differences between the vector and other methods over the pairs that measured both."""
     out = ["", "## Against other methods, over all pairs", ""]
     out += ["Mean difference, 95% intervals over sources, targets and queries (number of pairs):", ""]
@@ -117,9 +150,9 @@ def against(cells: Sequence[dict[str, Row]]) -> list[str]:
     return [*out, "", *where_the_model_knows(cells)]
 
 
-def gain(cell: Mapping[str, Row], measure: str) -> float | None:
+def gain(cell: Cell, measure: str) -> float | None:
     """Of the vector over zero-shot; None where it was not measured."""
-    if not all(has(dict(cell), method, measure) for method in ("cast", "zero-shot")):
+    if not all(has(cell, method, measure) for method in ("cast", "zero-shot")):
         return None
     if measure == "nll":
         return float(cell["zero-shot"]["nll"] - cell["cast"]["nll"])
@@ -154,15 +187,13 @@ def spearman(x: Sequence[float], y: Sequence[float], times: NDArray[np.int64]) -
     return found
 
 
-def _correlation(x: Sequence[float | None], y: Sequence[float | None], cells: Sequence[Mapping[str, Row]]) -> str:
-    known = [
-        (a, b, (cell["cast"]["source"], cell["cast"]["target"]))
-        for a, b, cell in zip(x, y, cells, strict=True)
-        if a is not None and b is not None
-    ]
+def _correlation(x: Sequence[float | None], y: Sequence[float | None], cells: Sequence[Cell]) -> str:
+    known = [(a, b, _pair(cell)) for a, b, cell in zip(x, y, cells, strict=True) if a is not None and b is not None]
     if len(known) < 4:
         return "-"
     value, low, high = correlation([a for a, _, _ in known], [b for _, b, _ in known], [pair for _, _, pair in known])
+    if min(len(set(side)) for side in zip(*(pair for _, _, pair in known), strict=True)) < FEWEST:
+        return f"{value:+.2f} ({len(known)} pairs)"
     return f"{value:+.2f} ({low:+.2f} to {high:+.2f}; {len(known)})"
 
 

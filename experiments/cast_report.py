@@ -6,22 +6,19 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-from crossed_bootstrap import RESAMPLES, crossed_weights
+from transfer_cells import Cell, Row, above_chance, completed, has, mean, paired, pooled, with_interval
 
 from laai.files import write_atomically
 
-Row = dict[str, Any]
-OWN = ("zero-shot", "few-shot", "label prior")
 METHODS = (
-    *("zero-shot", "few-shot", "label prior", "cross-task few-shot"),
+    *("zero-shot", "few-shot", "few-shot, all labels", "label prior", "cross-task few-shot"),
     *("cast", "cast, if it helps", "cast, heads only", "cast, residual only", "random direction", "random samples"),
 )
 AGAINST = (
     *("zero-shot", "label prior", "cast, heads only", "cast, residual only"),
-    *("random direction", "random samples", "cross-task few-shot", "few-shot"),
+    *("random direction", "random samples", "cross-task few-shot", "few-shot", "few-shot, all labels"),
 )
 MEASURES = {"exact": "exact match", "choice": "forced choice", "calibrated": "calibrated forced choice"}
 DRAWN = ("exact", "choice")
@@ -29,18 +26,12 @@ CONTROLS = (
     "`cast` rows hold the vector and, where there is one, its label prior; so does the gain on development examples. "
     "`label prior` is of the model without a vector, and has no row where there is none: differences "
     "from it are over the pairs that have it. The random direction is one draw at the layers, scale and norms that "
-    "were chosen for CAST, with its own label prior; no place was searched for it."
+    "were chosen for CAST, with its own label prior; no place was searched for it. `few-shot, all labels` shows the "
+    "development examples too, as many as fit: the labels of the target that `cast` chose its place on.\n\n"
+    "A pair's seeds count as one pair of more queries. Intervals are over sources, targets and queries, none where "
+    "there are fewer than three sources or targets; which seeds there are is held fixed."
 )
 """What both reports say of the methods they compare."""
-
-
-class Paired(NamedTuple):
-    """A mean difference over pairs of tasks, with its 95% bootstrap interval over sources, targets and queries."""
-
-    mean: float
-    low: float
-    high: float
-    pairs: int
 
 
 def write_report(rows: list[Row], facts: Row, path: Path) -> str:
@@ -49,67 +40,14 @@ def write_report(rows: list[Row], facts: Row, path: Path) -> str:
     text = report(cells, facts)
     write_atomically(path.with_suffix(".md"), lambda file: file.write_text(text))
     write_atomically(path.with_suffix(".csv"), lambda file: file.write_text(table(cells)))
-    draw(cells, path.with_suffix(".png"))
+    draw(pooled(cells), path.with_suffix(".png"))
     return text
 
 
-def at_site(site: str) -> str:
-    """The method that chooses among places of one site alone."""
-    return f"cast, {site} only"
-
-
-def completed(rows: list[Row]) -> list[dict[str, Row]]:
-    """One dictionary (method -> row) for each cell, with the target's own rows and the refusal rule in it."""
-    own = {(r["target"], r["seed"], r["method"]): r for r in rows if r["source"] is None}
-    cells: dict[tuple[str, str, int], dict[str, Row]] = {}
-    for row in rows:
-        if row["source"] is not None:
-            cells.setdefault((row["source"], row["target"], row["seed"]), {})[row["method"]] = row
-    for (source, target, seed), cell in cells.items():
-        for method in OWN:
-            if (target, seed, method) in own:
-                cell[method] = own[target, seed, method] | {"source": source}
-        helps = cell["cast"]["choice_of_place"]["helps"]
-        cell["cast, if it helps"] = cell["cast" if helps else "zero-shot"] | {"method": "cast, if it helps"}
-    return list(cells.values())
-
-
-def paired(cells: Sequence[dict[str, Row]], a: str, b: str, measure: str) -> Paired:
-    """Mean of a - b over cells, each the mean over its queries; sources, targets and their queries are resampled."""
-    rng = np.random.default_rng(0)
-    known = [cell for cell in cells if has(cell, a, measure) and has(cell, b, measure)]
-    if not known:
-        return Paired(float("nan"), float("nan"), float("nan"), 0)
-    differences = [np.array(cell[a][measure], dtype=float) - np.array(cell[b][measure]) for cell in known]
-    tested = [(cell["cast"]["target"], cell["cast"]["seed"]) for cell in known]  # cells that share their queries
-    draws = {
-        test: rng.integers(len(d), size=(RESAMPLES, len(d)))
-        for test, d in dict(zip(tested, differences, strict=True)).items()
-    }
-    means = np.stack([d[draws[test]].mean(axis=1) for test, d in zip(tested, differences, strict=True)], axis=1)
-    weights = crossed_weights([(cell["cast"]["source"], cell["cast"]["target"]) for cell in known], rng)
-    some = weights.sum(axis=1) > 0
-    totals = (weights * means).sum(axis=1)[some] / weights.sum(axis=1)[some]
-    low, high = np.quantile(totals, [0.025, 0.975])
-    return Paired(float(np.mean([d.mean() for d in differences])), float(low), float(high), len(known))
-
-
-def mean(cells: Sequence[dict[str, Row]], method: str, measure: str) -> float:
-    """Mean over the cells that have it; a number for a cell, or one for each of its queries."""
-    values = [np.mean(c[method][measure]) for c in cells if has(c, method, measure)]
-    return float(np.mean(values)) if values else float("nan")
-
-
-def has(cell: dict[str, Row], method: str, measure: str) -> bool:
-    """Whether a cell measured this: not all tasks have choices, and not all have the same for all queries."""
-    found = cell[method].get(measure) if method in cell else None
-    return (found[0] if isinstance(found, list) else found) is not None
-
-
-def report(cells: list[dict[str, Row]], facts: Row) -> str:
-    """The Markdown report."""
+def report(by_seed: Sequence[Cell], facts: Row) -> str:
+    """The Markdown report, of cells by source, target and seed."""
     about = ", ".join(f"{name} {value}" for name, value in facts.items())
-    seeds = sorted({cell["cast"]["seed"] for cell in cells})
+    seeds, cells = sorted({cell["cast"]["seed"] for cell in by_seed}), pooled(by_seed)
     out = ["# Cross-task transfer", "", f"{len(cells)} pairs of tasks (seeds {seeds}); {about}.", ""]
     out += [
         f"| method | {' | '.join(MEASURES.values())} | NLL per answer token | prompt tokens |",
@@ -134,12 +72,29 @@ def report(cells: list[dict[str, Row]], facts: Row) -> str:
             found = " | ".join(with_interval(paired(cells, method, other, measure)) for measure in MEASURES)
             out.append(f"| {method} − {other} | {found} |")
     out += ["", *held_to_options(cells), "", *where_the_model_knows(cells)]
-    refused = sum(not cell["cast"]["choice_of_place"]["helps"] for cell in cells)
-    out += ["", f"The rule left the model alone in {refused} of {len(cells)} pairs.", "", *pairs(cells)]
-    return "\n".join(out) + "\n"
+    refused = sum(not cell["cast"]["choice_of_place"]["helps"] for cell in by_seed)
+    of_seeds = "pairs" if len(seeds) == 1 else "pairs and seeds"
+    out += ["", f"The rule left the model alone in {refused} of {len(by_seed)} {of_seeds}.", ""]
+    return "\n".join([*out, *seed_by_seed(by_seed), *pairs(cells)]) + "\n"
 
 
-def held_to_options(cells: Sequence[dict[str, Row]]) -> list[str]:
+def seed_by_seed(cells: Sequence[Cell]) -> list[str]:
+    """The main differences by seed, where there are several."""
+    seeds = sorted({cell["cast"]["seed"] for cell in cells})
+    if len(seeds) < 2:
+        return []
+    others = ("zero-shot", "random direction", "cross-task few-shot")
+    heads = [f"− {other}, {MEASURES[measure]}" for other in others for measure in DRAWN]
+    out = ["Seed by seed, `cast` against others:", "", f"| seed | pairs | {' | '.join(heads)} |"]
+    out.append("| --- |" + " ---: |" * (len(heads) + 1))
+    for seed in seeds:
+        own = [cell for cell in cells if cell["cast"]["seed"] == seed]
+        found = [with_interval(paired(own, "cast", other, measure)) for other in others for measure in DRAWN]
+        out.append(f"| {seed} | {len(own)} | {' | '.join(found)} |")
+    return [*out, ""]
+
+
+def held_to_options(cells: Sequence[Cell]) -> list[str]:
     """CAST's exact match beside what decoding that can say nothing but options would give, with and without vectors.
 
     Taking the likeliest option repairs the form of answers without a vector: what is right then is what forced choice
@@ -166,14 +121,7 @@ def held_to_options(cells: Sequence[dict[str, Row]]) -> list[str]:
     return out
 
 
-def above_chance(cell: dict[str, Row]) -> bool:
-    """Whether a target's zero-shot forced choice is above chance by its 95% interval; no where chance is unknown."""
-    if not has(cell, "zero-shot", "choice"):
-        return False
-    return bool(cell["zero-shot"]["choice_accuracy_low"] > (cell["cast"].get("chance") or 1))
-
-
-def where_the_model_knows(cells: Sequence[dict[str, Row]]) -> list[str]:
+def where_the_model_knows(cells: Sequence[Cell]) -> list[str]:
     """Forced choice where there is knowledge to lose: over targets whose zero-shot forced choice is above chance."""
     known = [cell for cell in cells if above_chance(cell)]
     if not known:
@@ -190,26 +138,29 @@ def where_the_model_knows(cells: Sequence[dict[str, Row]]) -> list[str]:
     return out
 
 
-def pairs(cells: list[dict[str, Row]]) -> list[str]:
-    """One line for each pair: exact match / forced choice of each method."""
+def pairs(cells: list[Cell]) -> list[str]:
+    """One line for each pair of `pooled` cells: exact match / forced choice of each method."""
     out = [
-        "| source → target | " + " | ".join(METHODS) + " | layers, scale, site |",
+        "| source → target | " + " | ".join(METHODS) + " | layers, scale, site; by seed |",
         "| --- " * (len(METHODS) + 2) + "|",
     ]
-    for cell in sorted(cells, key=lambda c: (c["cast"]["target"], c["cast"]["source"], c["cast"]["seed"])):
+    for cell in sorted(cells, key=lambda c: (c["cast"]["target"], c["cast"]["source"])):
         numbers = [
             f"{np.mean(cell[m]['exact']):.2f} / {_number(mean([cell], m, 'choice'), 2)}" if m in cell else "-"
             for m in METHODS
         ]
-        place = cell["cast"]["choice_of_place"]
-        first, last = place["layers"][0], place["layers"][-1]
-        where = f"{first}-{last}, {place['scale']:g}" if last > first else f"{first}, {place['scale']:g}"
-        where += f", {place['site']}" if place.get("site") else ""
+        where = "; ".join(map(_place, cell["cast"]["choice_of_place"]))
         out.append(f"| {cell['cast']['source']} → {cell['cast']['target']} | {' | '.join(numbers)} | {where} |")
     return out
 
 
-def table(cells: list[dict[str, Row]]) -> str:
+def _place(choice: Row) -> str:
+    first, last = choice["layers"][0], choice["layers"][-1]
+    where = f"{first}-{last}, {choice['scale']:g}" if last > first else f"{first}, {choice['scale']:g}"
+    return where + (f", {choice['site']}" if choice.get("site") else "")
+
+
+def table(cells: list[Cell]) -> str:
     """All rows as CSV."""
     keys = ["source", "target", "seed", "method", "exact_match", "exact_match_low", "exact_match_high"]
     keys += ["choice_accuracy", "choice_accuracy_low", "choice_accuracy_high", "nll", "n", "prompt_tokens"]
@@ -221,7 +172,7 @@ def table(cells: list[dict[str, Row]]) -> str:
     return file.getvalue()
 
 
-def draw(cells: list[dict[str, Row]], path: Path) -> None:
+def draw(cells: list[Cell], path: Path) -> None:
     """Gains over zero-shot by source and target: of the vector and of the random control, in both measures."""
     import matplotlib
 
@@ -256,13 +207,6 @@ def draw(cells: list[dict[str, Row]], path: Path) -> None:
     figure.colorbar(image, ax=axes, shrink=0.6, label="gain")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
-
-
-def with_interval(found: Paired) -> str:
-    """A difference as the reports show it."""
-    if not found.pairs:
-        return "-"
-    return f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f}; {found.pairs})"
 
 
 def _number(value: float, digits: int = 3) -> str:

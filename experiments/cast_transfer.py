@@ -12,7 +12,8 @@ labelled target examples that are neither tested nor shown. `cast` is the vector
 the model alone where the choice expects no gain, and `cast, … only` are the choices at one site, of which `cast` is
 one. Where all queries have the same labels, vectors and controls make these labels equally likely over the development
 examples; `label prior` does nothing else. All methods see the same queries; `cross-task few-shot` shows as many source
-examples as the vector has samples, as far as --longest tokens allow, and has no row where not even two fit.
+examples as the vector has samples, as far as --longest tokens allow, and has no row where not even two fit; so does
+`few-shot, all labels` with the target's shots and development examples.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import random
 import time
 import warnings
 from collections.abc import Sequence
@@ -30,15 +30,17 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from cast_report import OWN, at_site, write_report
+from cast_report import write_report
 from resuming import ends_in_one_line, kept_results
+from transfer_cells import at_site
+from transfer_tasks import SUITES, find_task, thinned
 
 import cast
 import laai
 from cast.cross_task import without
 from cast.cross_task_prompt import demonstrations_of
 from cast.label_prior import label_prior, with_label_prior
-from cast.mixing import of_equal_norm
+from cast.mixing import of_equal_norm, own_seed
 from cast.place import choices_by_site, likeliest
 from cast.words import STRATEGIES, Strategy
 from laai.batches import Reuse
@@ -54,30 +56,8 @@ from laai.tasks import Example, Task, load_task
 from laai.words import SITES
 
 RESULTS = Path(__file__).parent / "results"
-PAPER_SOURCES = ("ag_news", "arc_easy", "boolq", "commonsense_qa", "mnli", "qqp", "race", "sst2")
-PAPER_TARGETS = ("arc_challenge", "financial_phrasebank", "medmcqa", "sciq", "social_i_qa")
-LANGUAGES = tuple(f"sib200_{code}" for code in ("eng_Latn", "deu_Latn", "fra_Latn", "jpn_Jpan", "spa_Latn", "zho_Hans"))
-WORD_SOURCES = ("antonym", "country-capital", "present-past", "english-french", "word-sentiment")
-WORD_TARGETS = ("synonym", "country-language", "singular-plural", "english-german", "country-region")
-# Without an instruction a prompt of these tables does not say what is asked.
-INSTRUCTIONS = {
-    "antonym": "Give the opposite of the word.",
-    "synonym": "Give another word with the same meaning.",
-    "country-capital": "Name the capital of the country.",
-    "country-language": "Name the main language of the country.",
-    "present-past": "Give the past tense of the verb.",
-    "singular-plural": "Give the plural of the noun.",
-    "english-french": "Translate the English word into French.",
-    "english-german": "Translate the English word into German.",
-    "word-sentiment": "Say whether the word is positive or negative.",
-    "country-region": "Name the region of the world that the country belongs to.",
-}
+ALONE = {"zero-shot", "few-shot", "few-shot, all labels"}
 CONTROLS = ("cross-task few-shot", "random direction", "random samples", "each site")
-SUITES = {
-    "paper": (PAPER_SOURCES, PAPER_TARGETS),
-    "topics": (LANGUAGES, LANGUAGES),
-    "words": (WORD_SOURCES, WORD_TARGETS),
-}
 Row = dict[str, Any]
 
 
@@ -108,7 +88,7 @@ def main() -> None:
     )
     parser.add_argument("--skip", nargs="+", choices=CONTROLS, help="controls to leave out, for speed")
     parser.add_argument("--site", choices=[*SITES, "both"], default="both", help="where vectors may go (default: both)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: 0; of a report all that there are")
     parser.add_argument("--longest", type=int, default=1500, help="tokens of a cross-task prompt (default: 1500)")
     parser.add_argument("--base_model", default="default")
     parser.add_argument("--report", action="store_true", help="run nothing; write the report of what is there")
@@ -127,15 +107,24 @@ def main() -> None:
     facts = {name: getattr(options, name) for name in names} | {"skip": options.skip}
     facts["label_prior"] = options.label_prior
     rows: list[Row] = kept_results(parser, path, facts).get("rows", [])
+    seeds = options.seeds or (sorted({r["seed"] for r in rows}) if options.report else [0])
     missing = [
         (seed, source, target)
-        for seed in options.seeds
+        for seed in seeds
         for source in sources
         for target in targets
         if source != target and "cast" not in measured_in(rows, source, target, seed)
     ]
-    missing = [] if options.report else missing
-    matrix = Matrix(laai.load_model(options.base_model), options) if missing else None
+    alone = [
+        (seed, target) for seed in seeds for target in targets if not measured_in(rows, None, target, seed) >= ALONE
+    ]
+    missing, alone = ([], []) if options.report else (missing, alone)
+    matrix = Matrix(laai.load_model(options.base_model), options) if missing or alone else None
+    for number, (seed, target) in enumerate(alone, 1):
+        assert matrix is not None
+        rows += matrix.own(target, seed, rows)
+        print(f"{number}/{len(alone)}  {target} alone, seed {seed}", flush=True)
+        write_json(path, facts | {"rows": rows})
     for number, (seed, source, target) in enumerate(missing, 1):
         assert matrix is not None
         began = time.perf_counter()
@@ -145,9 +134,7 @@ def main() -> None:
             flush=True,
         )
         write_json(path, facts | {"rows": rows})
-    shown = [
-        r for r in rows if r["target"] in targets and r["source"] in (*sources, None) and r["seed"] in options.seeds
-    ]
+    shown = [r for r in rows if r["target"] in targets and r["source"] in (*sources, None) and r["seed"] in seeds]
     print(write_report(shown, facts, path))
 
 
@@ -184,26 +171,33 @@ class Matrix:
             )  # fmt: skip
         return self._vectors[key]
 
-    def cell(self, source: str, target: str, seed: int, rows: list[Row]) -> list[Row]:
-        """All methods on one pair; the target's own rows (source None) once."""
-        o, model = self._options, self._model
-        data = FewShotDataModule(
+    def data(self, target: str, seed: int) -> FewShotDataModule:
+        """Test, development and training examples of a target."""
+        o = self._options
+        return FewShotDataModule(
             self.task(target), o.shots, seed=seed, validation=o.development, test=o.queries, eval_batch_size=20
         )
-        template, tested = (
-            data.template(model.tokenizer),
-            {e.input for e in (*data.splits.test, *data.splits.validation)},
-        )
+
+    def own(self, target: str, seed: int, rows: Sequence[Row]) -> list[Row]:
+        """The methods that use the target alone, as far as they were not measured."""
+        data, have = self.data(target, seed), measured_in(rows, None, target, seed)
+        template = data.template(self._model.tokenizer)
+        labelled = (*data.splits.train, *data.splits.validation)
+        methods = [Method("zero-shot"), Method("few-shot", demonstrations=data.splits.train)]
+        methods.append(Method("few-shot, all labels", demonstrations=self.fitting(labelled, template, data) or ()))
+        if "label prior" not in have and self._options.label_prior:
+            nothing = Intervention.zeros(self._model, "residual", [0])
+            prior = label_prior(self._model, nothing, template, data.splits.validation)
+            methods += [] if prior is None else [Method("label prior", prior)]
+        return self.measured([m for m in methods if m.name not in have], data, None, target, seed, {})
+
+    def cell(self, source: str, target: str, seed: int, rows: Sequence[Row]) -> list[Row]:
+        """All other methods on one pair."""
+        o, model, data = self._options, self._model, self.data(target, seed)
+        template = data.template(model.tokenizer)
+        tested = {e.input for e in (*data.splits.test, *data.splits.validation)}
         pool = thinned(without(self.task(source), tested), o.pool, seed)  # tables can share inputs with another
         methods: list[Method] = []
-        have = measured_in(rows, None, target, seed)
-        if "zero-shot" not in have:
-            methods += [Method("zero-shot"), Method("few-shot", demonstrations=data.splits.train)]
-        if "label prior" not in have:
-            nothing = Intervention.zeros(model, "residual", [0])
-            prior = label_prior(model, nothing, template, data.splits.validation) if o.label_prior else None
-            if prior is not None:
-                methods.append(Method("label prior", prior))
         skip, choices = o.skip or (), dict[str, Any]()
         if "cross-task few-shot" not in {*skip, *measured_in(rows, source, target, seed)}:
             if (before := self.shown(pool, template, data, seed)) is not None:
@@ -225,53 +219,52 @@ class Matrix:
             choices |= {called: asdict(choice) for called, choice in tried.items()}
             steered = {called: choice.of(vector) for called, choice in tried.items()}
             if name == "cast" and "random direction" not in skip:
-                steered["random direction"] = of_equal_norm(model, steered[name], seed)
+                steered["random direction"] = of_equal_norm(model, steered[name], own_seed(seed, source, target))
             for called, bare in steered.items():
                 finished = with_label_prior(model, bare, template, data.splits.validation) if o.label_prior else bare
                 methods.append(Method(called, finished))
+        made = self.measured(methods, data, source, target, seed, choices)
+        if len(choices.keys() - strategies.keys()):
+            (ours,) = [row for row in made if row["method"] == "cast"]
+            made.append(ours | {"method": at_site(choices["cast"]["site"])})
+        return made
+
+    def measured(
+        self, methods: list[Method], data: FewShotDataModule, source: str | None, target: str, seed: int, choices: Row
+    ) -> list[Row]:
+        """A row for each method."""
         trainer = pl.Trainer(devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
         made: list[Row] = []
         reuse = self._reuse.setdefault((target, seed), Reuse())
-        for evaluation in compare(trainer, model, data, methods, reuse=reuse):
+        for evaluation in compare(trainer, self._model, data, methods, reuse=reuse):
             assert evaluation.scores is not None
             measured = sorted(evaluation.measured, key=lambda m: m.row)
-            own = evaluation.method.name in OWN
-            row = {"source": None if own else source, "target": target, "seed": seed} | evaluation.scores.as_json()
+            row = {"source": source, "target": target, "seed": seed} | evaluation.scores.as_json()
             row |= {"exact": [int(m.exact) for m in measured], "choice": [_int(m.choice_sum) for m in measured]}
             row["calibrated"], row["chance"] = calibrated(measured, data.splits.test), chance(data.splits.test)
             made.append(row | {"choice_of_place": choices.get(evaluation.method.name)})
-            if evaluation.method.name == "cast" and len(choices.keys() - strategies.keys()):
-                made.append(made[-1] | {"method": at_site(choices["cast"]["site"])})
         return made
 
     def shown(self, pool: Task, template: Template, data: FewShotDataModule, seed: int) -> Shown | None:
         """As many source examples as the vector has samples, or as the longest query leaves room for; None below 2."""
-        longest = max(len(template.encode(e.input).prompt) for e in data.splits.test)
         for count in range(self._options.samples, 1, -1):
             shown = demonstrations_of(pool, count, seed)
-            before = Template(template.tokenizer, pool).encode("", shown.examples).prompt
-            if len(before) + longest <= self._options.longest:
+            if self.fitting(shown.examples, Template(template.tokenizer, pool), data) == shown.examples:
                 return shown
         return None
+
+    def fitting(self, examples: Sequence[Example], template: Template, data: FewShotDataModule) -> tuple[Example, ...]:
+        """The first of the examples that fit before the longest query of `data`."""
+        own = data.template(template.tokenizer)
+        longest = max(len(own.encode(e.input).prompt) for e in data.splits.test)
+        room = self._options.longest - longest
+        lengths = [len(template.encode("", examples[: n + 1]).prompt) for n in range(len(examples))]
+        return tuple(examples[: sum(length <= room for length in lengths)])
 
 
 def measured_in(rows: Sequence[Row], source: str | None, target: str, seed: int) -> set[str]:
     """Methods that were measured already on a pair; on the target alone, without a source."""
     return {r["method"] for r in rows if (r["source"], r["target"], r["seed"]) == (source, target, seed)}
-
-
-def find_task(name: str, data: Path | None) -> Task:
-    """A task by its folder below `data`, or by a name that `load_task` knows, with an instruction."""
-    folder = data / name if data else None
-    task = load_task(folder if folder is not None and folder.is_dir() else name)
-    return replace(task, instruction=task.instruction or INSTRUCTIONS.get(name, ""))
-
-
-def thinned(task: Task, most: int, seed: int) -> Task:
-    """At most so many of a task's examples."""
-    if len(task.examples) <= most:
-        return task
-    return replace(task, examples=tuple(random.Random(seed).sample(task.examples, most)))
 
 
 def calibrated(measured: Sequence[Measured], examples: Sequence[Example]) -> list[int | None]:

@@ -34,6 +34,7 @@ import cast
 import laai
 from cast.cross_task import without
 from cast.mixing import combined, of_equal_norm
+from cast.start import SEVERAL, others_of
 from cast.words import Strategy
 from laai.batches import Reuse
 from laai.data import FewShotDataModule
@@ -48,10 +49,6 @@ from laai.module import LAAIModule
 from laai.tasks import Task, load_task
 
 RESULTS = Path(__file__).parent / "results"
-TASKS = (
-    *("antonym", "capital-country", "country-capital", "country-language"),
-    *("english-french", "present-past", "singular-plural", "word-sentiment"),
-)
 STARTS = ("zero", "random", "own", "mean", "prior")
 STEPS = 30
 PRIOR = 0.5
@@ -63,7 +60,7 @@ OTHERS = 4
 def main() -> None:
     """Run what is missing, then write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=TASKS, help="built-in names, files or folders")
+    parser.add_argument("--tasks", nargs="+", default=SEVERAL, help="built-in names, files or folders")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--sizes", nargs="+", type=int, default=[1, 2, 5, 10, 20], help="numbers of training examples")
     parser.add_argument("--starts", nargs="+", default=STARTS, help="NAME[:SCALE], see above")
@@ -180,8 +177,7 @@ class Cell:
 
     def others(self) -> list[str]:
         """The four tasks that come next in the list."""
-        at = TASKS.index(self.task) if self.task in TASKS else 0
-        return [task for task in (TASKS[at:] + TASKS[:at]) if task != self.task][:OTHERS]
+        return others_of(self.task)[:OTHERS]
 
     def other(self, task: str, strategy: Strategy = "random") -> Intervention:
         """The CAST vector of another task, from ten of its examples whose inputs are not tested: tables share some."""

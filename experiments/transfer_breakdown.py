@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from cast_report import Paired, above_chance, has, mean, paired, with_interval
 from scipy.stats import binom
+from transfer_cells import Cell, Paired, above_chance, has, mean, paired, with_interval
 
-Cells = Sequence[dict[str, dict[str, Any]]]
+Cells = Sequence[Cell]
 
 # The form of a task's answers. `options`: one of the options that the query lists, written out, not its letter.
 OPTIONS = ("arc_challenge", "arc_easy", "commonsense_qa", "medmcqa", "race", "sciq", "social_i_qa")
@@ -103,7 +102,7 @@ def _what_shows_no_knowledge(cells: Cells) -> list[str]:
     return _paragraph(told)
 
 
-def _above_by_mean(cell: dict[str, dict[str, Any]]) -> bool:
+def _above_by_mean(cell: Cell) -> bool:
     """Whether zero-shot is above chance where options are scored by the mean over their tokens."""
     row = cell["zero-shot"]
     accuracy = row.get("choice_accuracy_mean")
@@ -150,7 +149,7 @@ def by_source(cells: Cells) -> list[str]:
 
 def by_form(cells: Cells) -> list[str]:
     """The vector beside cross-task prompts where the two tasks' answers have one form, and where they do not."""
-    groups: dict[str | None, list[dict[str, dict[str, Any]]]] = {}
+    groups: dict[str | None, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(kind(cell["cast"]["source"], cell["cast"]["target"]), []).append(cell)
     out = ["", "## Like and unlike pairs", ""]
@@ -181,7 +180,7 @@ def _paragraph(text: str) -> list[str]:
     return [*textwrap.wrap(text, 115, break_on_hyphens=False), ""]
 
 
-def _grouped(cells: Cells, side: str) -> dict[str, list[dict[str, dict[str, Any]]]]:
+def _grouped(cells: Cells, side: str) -> dict[str, list[Cell]]:
     """Cells of each source or target, by name."""
     names = sorted({cell["cast"][side] for cell in cells})
     return {name: [cell for cell in cells if cell["cast"][side] == name] for name in names}

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from cast_transfer import find_task, thinned
+from transfer_tasks import find_task, thinned
 
 from cast.choice import SCALES, Choice, grid
 from cast.contrast import Contrast

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from laai.errors import UserError
-from laai.tasks import Example, Task
+from laai.tasks import Example, Task, same_text
 
 if TYPE_CHECKING:
     from laai.data import FewShotDataModule
@@ -68,11 +68,6 @@ def data_facts(data: FewShotDataModule) -> dict[str, Any]:
     facts = {"task": data.task.name, "num_examples": data.num_examples, "seed": data.seed, "style": data.style}
     facts["instruction"] = data.task.instruction
     return facts | {"examples": hashlib.sha256(repr(pairs).encode(errors="surrogatepass")).hexdigest()[:16]}
-
-
-def same_text(text: str) -> str:
-    """A text without its case and with single spaces: what two inputs that differ in these alone have in common."""
-    return " ".join(text.casefold().split())
 
 
 def _digest(text: str, same: bool = True) -> bytes:

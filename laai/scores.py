@@ -68,7 +68,7 @@ class TaskMetrics(nn.Module):
     def compute(self, method: str) -> Scores:
         """The scores over all devices' examples, each counted once."""
         exact = share_interval(self.exact.compute().view(-1))
-        mean = {name: getattr(self, name).interval() for name in ("nll", "tokens", "ms")}
+        mean = {name: getattr(self, name).compute().double().mean().item() for name in ("nll", "tokens", "ms")}
         right = [metric.compute().view(-1) for metric in (self.choice_sum, self.choice_mean)]
         choice, by_mean = (share_interval(values[~values.isnan()]) for values in right)
         return Scores(
@@ -80,10 +80,10 @@ class TaskMetrics(nn.Module):
             choice_accuracy_low=choice.low if choice.n else None,
             choice_accuracy_high=choice.high if choice.n else None,
             choice_accuracy_mean=by_mean.mean if by_mean.n else None,
-            nll=mean["nll"].mean,
+            nll=mean["nll"],
             n=exact.n,
-            prompt_tokens=mean["tokens"].mean,
-            ms_per_query=mean["ms"].mean,
+            prompt_tokens=mean["tokens"],
+            ms_per_query=mean["ms"],
         )
 
     def answers(self) -> dict[str, list[int | None]]:

@@ -74,9 +74,8 @@ class Task:
         _check(self.name, self.examples)
         if self.test_examples is not None:
             _check(f"{self.name}, test set", self.test_examples)
-            held_out = {example.input for example in self.test_examples}
-            pool = tuple(example for example in self.examples if example.input not in held_out)
-            object.__setattr__(self, "examples", pool)
+            held_out = [example.input for example in self.test_examples]
+            object.__setattr__(self, "examples", tuple(apart(self.examples, held_out)))
         if len(self.examples) < 2:
             beyond = "" if self.test_examples is None else " outside its test set"
             raise UserError(
@@ -117,11 +116,16 @@ class Task:
             held_out = _shuffled(self.test_examples or (), key)[:test]
         else:
             pool, held_out = _cut(pool, test or 0)
+            pool = apart(pool, [example.input for example in held_out])
+            if len(pool) < num_examples + validation:
+                raise UserError(
+                    f"task {self.name}: {num_examples + validation} examples asked for, {len(pool)} are there whose "
+                    "input is none of the test's but for case and spaces; ask for fewer"
+                )
         pool, validated = _cut(pool, validation)
         train = _balanced(pool, num_examples, key) if self._shares_choices() else pool[:num_examples]
         if not given and test is None:
-            chosen = {example.input for example in train}
-            held_out = [example for example in pool if example.input not in chosen]
+            held_out = apart(pool, [example.input for example in (*train, *validated)])
         return Splits(tuple(train), tuple(validated), tuple(held_out))
 
     def _check_sizes(self, fitted: int, test: int | None) -> None:
@@ -236,6 +240,17 @@ def _check(name: str, examples: Iterable[Example]) -> None:
                 f"{where}: label {example.label} is not the index of {short(example.output)} "
                 f"in its choices {list(example.choices)}"
             )
+
+
+def same_text(text: str) -> str:
+    """A text without its case and with single spaces: what two inputs that differ in these alone have in common."""
+    return " ".join(text.casefold().split())
+
+
+def apart(examples: Iterable[Example], inputs: Iterable[str]) -> list[Example]:
+    """The examples whose input is, but for case and spaces, none of these."""
+    seen = set(map(same_text, inputs))
+    return [example for example in examples if same_text(example.input) not in seen]
 
 
 def unreadable(text: str) -> bool:

@@ -62,7 +62,7 @@ def test_known_predictors(prediction, files, monkeypatch, capsys):
     text = (files / "out.md").read_text()
     assert capsys.readouterr().out.rstrip() == text.rstrip()
     lines = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines()}
-    assert lines["cosine of the vectors"].endswith("+1.00 (+1.00 to +1.00; 5) |"), "of log-likelihoods"
+    assert lines["cosine of the vectors"].endswith("+1.00 (5 pairs) |"), "of log-likelihoods; one source: no interval"
     assert "-1.00" in lines["similarity of zero-shot states"]
     assert "nan" in lines["cosine, less the mean over tasks"], "all alike: there is no order"
     assert lines["refused"].startswith("| refused | 1 |")
@@ -72,10 +72,10 @@ def test_known_predictors(prediction, files, monkeypatch, capsys):
     assert text[rise:].startswith("| cast − zero-shot | +0.450 (")  # 0.25, 0.5, 0.75, 1, 1 against 0.25
     assert text[options:].startswith("| cast − cross-task few-shot | +0.700 (")
     assert lines["cast − label prior"].startswith("| cast − label prior | +0.375 ("), "0.25 and 0.5 against 0"
-    assert all(found.endswith("; 2)") for found in lines["cast − label prior"].split(" | ")[1:2]), "two pairs have one"
-    saved = "What the rule saves over all pairs, `cast, if it helps` − `cast`: exact match +0.000 ("
+    assert "(2 pairs)" in lines["cast − label prior"].split(" | ")[1], "two pairs have one"
+    saved = "What the rule saves over all pairs, `cast, if it helps` − `cast`: exact match +0.000 (5 pairs)"
     assert saved in text, "the refused one matches as often as zero-shot"
-    assert "forced choice +0.200 (+0.000 to " in text, "1 of one pair in five"
+    assert "forced choice +0.200 (5 pairs)" in text, "1 of one pair in five"
     assert lines["a"].startswith("| a | 1 | +0.000 | +0.250 | 0.50 | 1.00 | -1.000 | +0.000"), "what loses is refused"
     assert lines["e"].startswith("| e | 1 | +0.750 | +1.000 | 0.50 | 1.00 | +0.000 | +0.000")
     assert lines["s"].startswith("| s | 5 | 5 | - | - | +0.450 | +0.700 | -0.200 | a -1.00 |")
@@ -92,11 +92,20 @@ def test_what_was_not_measured_is_left_out(prediction, files):
     for row in rows:
         if row["target"] == "a" and row["method"] == "cast":
             row["nll"], row["choice_of_place"]["gain"] = None, None
-    cells = prediction.completed(rows)
+    cells = prediction.pooled(prediction.completed(rows))
     assert [prediction.gain(c, "nll") is None for c in cells] == [True, False, False, False, False]
-    text = prediction.report(cells, prediction.tables([]))
+    text = prediction.report({"one": prediction.completed(rows)}, prediction.tables([]))
     (line,) = [line for line in text.splitlines() if line.startswith("| gain on development examples |")]
-    assert line.count("; 4)") == 3
+    assert line.count("(4 pairs)") == 3
+
+
+def test_what_tells_sources_of_one_target_apart(prediction):
+    """Between targets x and y rise together; within each they run against each other."""
+    x, y = [1.0, 2.0, 3.0, 11.0, 12.0, 13.0, 50.0, None], [3.0, 2.0, 1.0, 13.0, 12.0, 11.0, 50.0, 1.0]
+    cells = [{"cast": {"source": str(i), "target": t}} for i, t in enumerate("aaabbbcc")]
+    a, b, kept = prediction.within_targets(x, y, cells)
+    assert (a, b) == ([-1, 0, 1] * 2, [1, 0, -1] * 2)
+    assert kept == cells[:6], "a target with one source tells nothing"
 
 
 def test_correlation_by_rank(prediction):

@@ -54,7 +54,9 @@ def test_the_matrix(matrix, monkeypatch, tiny_folder, folder, capsys):
         assert {len(row["exact"]) for row in cell.values()} == {5}
         assert (cell["cast"]["choice"][0] is None) == (cell["cast"]["target"] == "three")
         assert cell["cross-task few-shot"]["prompt_tokens"] > cell["zero-shot"]["prompt_tokens"]
-    assert sum(row["source"] is None for row in found["rows"]) == 5, "a target's own methods run once"
+    assert sum(row["source"] is None for row in found["rows"]) == 7, "a target's own methods run once"
+    all_labels = [c["few-shot, all labels"]["prompt_tokens"] - c["few-shot"]["prompt_tokens"] for c in cells]
+    assert min(all_labels) > 0, "they show the development examples too"
     assert "one → three" in capsys.readouterr().out
     lines = list(csv.DictReader((folder / "out.csv").read_text().splitlines()))
     assert len(lines) == 3 * len(cast_report.METHODS) - 2
@@ -83,7 +85,13 @@ def test_what_cannot_be_run(matrix, monkeypatch, tiny_folder, folder, capsys):
 def test_a_prompt_that_is_too_long_is_left_out(matrix, monkeypatch, tiny_folder, folder, capsys):
     controls = ["--skip", "random direction", "random samples", "each site"]
     found = run(matrix, monkeypatch, tiny_folder, folder, "--targets", "two", "--longest", "10", *controls)
-    assert {row["method"] for row in found["rows"]} == {"zero-shot", "few-shot", "label prior", "cast"}
+    assert {row["method"] for row in found["rows"]} == {
+        "zero-shot",
+        "few-shot",
+        "few-shot, all labels",
+        "label prior",
+        "cast",
+    }
     assert "one -> two: no cross-task prompt, 2 demonstrations are over --longest 10" in capsys.readouterr().out
 
 
@@ -123,6 +131,63 @@ def test_what_a_cell_has_is_not_measured_again(matrix, monkeypatch, tiny_folder,
         return {row["method"]: (row["exact"], row["choice"], row["nll"]) for row in rows}
 
     assert results(again["rows"]) == results(found["rows"])
+
+
+def seeds_of(source, target, by_seed, prompted=()):
+    """Rows of a pair: forced choice and exact match of the vector by seed, with zero-shot wrong on all queries."""
+    rows = []
+    for seed, right in by_seed.items():
+        place = {"helps": True, "layers": [0, seed + 1], "scale": 1.0, "gain": 0.1 * seed}
+        row = {"target": target, "seed": seed, "prompt_tokens": 5 + seed, "nll": 1.0, "chance": 0.5, "n": len(right)}
+        zero = [0] * len(right)
+        rows.append(row | {"source": None, "method": "zero-shot", "exact": zero, "choice": zero})
+        rows.append(
+            row | {"source": source, "method": "cast", "exact": right, "choice": right, "choice_of_place": place}
+        )
+        if seed in prompted:
+            rows.append(row | {"source": source, "method": "cross-task few-shot", "exact": right, "choice": right})
+    return rows
+
+
+def test_a_pair_counts_once_whatever_seeds_it_has(matrix):
+    _, report = matrix
+    rows = seeds_of("a", "t", {0: [1, 1], 1: [0, 0, 0, 1]}, prompted=[1]) + seeds_of("a", "u", {0: [0, 0]})
+    cells = report.completed(rows)
+    both, one = report.pooled(cells)
+    assert len(cells) == 3
+    assert (both["cast"]["seed"], one["cast"]["seed"]) == ((0, 1), (0,))
+    assert both["cast"]["exact"] == [1, 1, 0, 0, 0, 1]
+    assert (both["cast"]["n"], both["cast"]["prompt_tokens"], both["cast"]["calibrated"]) == (6, 5.5, [None] * 6)
+    assert 0 < both["cast"]["choice_accuracy_low"] < 0.5
+    assert "cross-task few-shot" not in both, "one seed has none"
+    gain = report.paired([both, one], "cast", "zero-shot", "exact")
+    assert (gain.mean, gain.pairs) == (0.25, 2), "half of one pair, none of the other"
+    text = report.report(cells, {})
+    assert "2 pairs of tasks (seeds [0, 1])" in text
+    assert "| 1 | 1 | +0.250 (1 pair) | +0.250 (1 pair) | - | - | +0.000 (1 pair)" in text, "seed by seed"
+    assert "in 0 of 3 pairs and seeds." in text
+    assert "0-1, 1; 0-2, 1 |" in text, "places by seed"
+    assert "Seed by seed" not in report.report(cells[-1:], {})
+
+
+def test_intervals_need_three_sources_and_targets(matrix):
+    _, report = matrix
+    rows = [r for s in "abc" for t in "tuv" for r in seeds_of(s, t, {0: [1, 0]})]
+    cells = report.pooled(report.completed(rows))
+    assert " to " in report.with_interval(report.paired(cells, "cast", "zero-shot", "exact"))
+    two = [cell for cell in cells if cell["cast"]["target"] != "v"]
+    assert report.with_interval(report.paired(two, "cast", "zero-shot", "exact")) == "+0.500 (6 pairs)"
+
+
+def test_a_report_is_of_all_seeds_that_there_are(matrix, monkeypatch, folder):
+    rows = seeds_of("one", "two", {0: [1, 1], 1: [0, 1]})
+    names = ("base_model", "pool", "samples", "shots", "queries", "development", "select", "site", "longest")
+    values = ("tiny", 200, 4, 2, 5, 4, "cast", "both", 300)
+    found = dict(zip(names, values, strict=True)) | {"skip": None, "label_prior": True, "rows": rows}
+    (folder / "out.json").write_text(json.dumps(found))
+    for more, told in (([], "(seeds [0, 1])"), (["--seeds", "1"], "(seeds [1])")):
+        run(matrix, monkeypatch, "tiny", folder, "--select", "cast", "--report", *more)
+        assert told in (folder / "out.md").read_text()
 
 
 def test_forced_choice_where_there_is_knowledge(matrix):

@@ -80,7 +80,7 @@ def test_names_of_classes_are_the_choices(tmp_path, name):
 
 
 def test_every_task_of_the_suites_is_named(scripts):
-    (matrix,) = scripts("cast_transfer")
+    (matrix,) = scripts("transfer_tasks")
     named = {*matrix.PAPER_SOURCES, *matrix.PAPER_TARGETS, *matrix.LANGUAGES}
     assert named == set(CONFIGS)
     assert all(entry["instruction"] and entry["answer_prefix"] for entry in CONFIGS.values())

@@ -135,6 +135,40 @@ def test_other_weights_do_not_go_on(tiny_folder, word_task, tmp_path):
         extract(model, word_task, **options)
 
 
+def test_a_sample_that_overflows_stops_the_extraction_and_spoils_nothing(tiny, word_task, tmp_path, monkeypatch):
+    """What had been run before it is kept, without it."""
+    options = {"samples": 6, "shots": 2, "batch_size": 2, "progress": False}
+    expected, activations, calls = extract(tiny, word_task, **options), Contrast._activations, []
+
+    def overflowing(self, prompts, pairs):
+        calls.append(pairs)
+        found = activations(self, prompts, pairs)
+        found[0, 3] = float("inf") if len(calls) == 4 else found[0, 3]  # zero-shot, of the second batch
+        return found
+
+    monkeypatch.setattr(Contrast, "_activations", overflowing)
+    with pytest.raises(
+        UserError, match="of 6 are not finite: the model overflows in torch.float32; load it"
+    ):
+        extract(tiny, word_task, **options, partial=tmp_path / "v")
+    assert (tmp_path / "v.0").exists()
+    again = extract(tiny, word_task, **options, partial=tmp_path / "v")
+    for key, value in expected.items():
+        torch.testing.assert_close(again[key], value, rtol=0, atol=1e-6)
+
+
+def test_sums_and_what_they_are_of_change_at_once(tiny, word_task, drawn):
+    """An interruption between the two would count a batch twice once the extraction goes on."""
+    contrast = contrast_of(tiny, Template(tiny.tokenizer, word_task), *drawn, progress=False)
+    sums, done = contrast.sums, contrast.done
+    before = sums.clone(), done.clone()
+    contrast.run([0])
+    assert contrast.sums is not sums
+    assert contrast.done is not done
+    assert torch.equal(sums, before[0])
+    assert torch.equal(done, before[1])
+
+
 def test_work_is_kept_now_and_then(tiny, word_task, tmp_path, monkeypatch):
     monkeypatch.setattr(contrast_loop, "SAVE_SECONDS", 0.0)
     saves, save = [], Contrast.save

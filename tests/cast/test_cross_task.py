@@ -13,7 +13,7 @@ from cast import cross_task as module
 from cast import cross_task_prompt
 from cast.cross_task import BASELINES, transfer, weighted
 from cast.extraction import extract
-from cast.mixing import centred, combined, of_equal_norm
+from cast.mixing import centred, combined, of_equal_norm, own_seed
 from laai.data import FewShotDataModule
 from laai.errors import UserError
 from laai.intervention import Intervention
@@ -195,6 +195,17 @@ def test_a_vector_that_does_not_help_is_refused(tiny, word_task, other_task, mon
     assert sizes[0] == 0 < sizes[1]
 
 
+def test_the_rule_is_the_same_for_random_samples(tiny, word_task, other_task, monkeypatch):
+    real = module.choose_place
+    monkeypatch.setattr(
+        module, "choose_place", lambda *a, **k: dataclasses.replace(real(*a, **k), helps=False, scale=1.0)
+    )
+    options = {"baselines": ["zero-shot", "random samples"], "strategy": "k_center", **SMALL}
+    zero, cast, random = transfer(tiny, other_task, word_task, **options).scores
+    assert random.method == "random samples"
+    assert random.nll == cast.nll == zero.nll
+
+
 def test_weights_combine_vectors(tiny, word_task, other_task):
     options = {"samples": 4, "shots": 2, "progress": False}
     one, two = (extract(tiny, task, **options) for task in (word_task, other_task))
@@ -259,3 +270,13 @@ def test_the_control_has_the_same_norms(tiny):
     for key, v in vector.items():
         assert control[key].norm().item() == pytest.approx(3.0, rel=1e-5)
         assert torch.cosine_similarity(control[key], v, dim=0).abs() < 0.9
+
+
+def test_controls_of_several_transfers_are_independent_draws(tiny):
+    vector = Intervention.random(tiny, "heads", [0, 2], norm=3.0, seed=1)
+    seeds = {own_seed(seed, source, "t") for seed in (0, 1) for source in ("a", "b")}
+    assert len(seeds) == 4
+    assert own_seed(0, "a", "t") in seeds, "the same in every run"
+    one, other = (of_equal_norm(tiny, vector, seed) for seed in sorted(seeds)[:2])
+    for key, v in one.items():
+        assert torch.cosine_similarity(v, other[key], dim=0).abs() < 0.9

@@ -87,16 +87,25 @@ def test_random_needs_no_embeddings_and_depends_on_the_seed():
 
 
 def test_vote_k_by_hand(rows):
-    voters = nearest_neighbours(rows, 10).indices
-    chosen = []
+    graph = nearest_neighbours(rows, 10)
+    voters, nearness, chosen = graph.indices, np.zeros(120), []
+    np.add.at(nearness, voters, graph.similarity)
     for _ in range(6):
         scores = np.zeros(120)
         for v in range(120):
             if v not in chosen:
                 scores[voters[v]] += 10.0 ** -len(set(voters[v]) & set(chosen))
         scores[chosen] = -np.inf
-        chosen.append(int(scores.argmax()))
+        chosen.append(max(range(120), key=lambda u: (scores[u].round(6), nearness[u])))
     assert strategies.vote_k(rows, 6, neighbours=10) == chosen
+
+
+def test_vote_k_looks_at_the_samples_of_a_small_pool():
+    points = np.random.default_rng(0).normal(size=(50, 8))
+    chosen = select("vote_k", 50, 5, lambda: points)
+    again = select("vote_k", 50, 5, lambda: points[::-1])
+    assert sorted(chosen) == sorted(49 - i for i in again), "whatever the order of the file"
+    assert chosen != [0, 1, 2, 3, 4]
 
 
 def test_k_center_by_hand(rows):

@@ -159,9 +159,18 @@ def test_a_single_example_starts_from_built_in_tasks(learn, word_task):
     def sources(task):
         return [part["source"] for part in starts(task, 1)["start"]["combined"]]
 
-    assert sources(word_task) == ["antonym", "country-language", "present-past", "word-sentiment"]
-    assert sources("present-past") == ["antonym", "country-language", "word-sentiment", "english-french"]
+    assert sources(word_task) == ["antonym", "capital-country", "country-capital", "country-language"]
+    assert sources("present-past") == ["singular-plural", "word-sentiment", "antonym", "capital-country"]
     assert starts(word_task, 2)["start"]["own"] is True
+
+
+def test_built_in_tasks_that_the_test_takes_most_of_are_passed_over(learn, word_task):
+    """All countries but one are trained on or tested; too few examples are left to extract from."""
+    data = FewShotDataModule("country-region", 1, test=None)
+    module = learn(steps=1, init="cast", data=data, callbacks=[CastStart(samples=20, shots=5)])
+    parts = module.learned().metadata["start"]["combined"]
+    assert {part["source"] for part in parts}.isdisjoint({"country-capital", "country-language"})
+    assert [part["samples"] for part in parts] == [5] * 4
 
 
 @pytest.mark.parametrize("site", ["heads", "residual"])
@@ -185,7 +194,8 @@ def test_layers(learn, site, layers, expected):
         ({"init": "no-such-file"}, "no-such-file"),
         ({"init": "cast", "source": "no-such-task"}, "no-such-task"),
         ({"init": "cast", "source": ["antonym", "no-such-task"]}, "no-such-task"),
-        ({"init": "cast", "source": []}, "names of tasks"),
+        ({"init": "cast", "source": []}, "each once"),
+        ({"init": "cast", "source": ["antonym", "antonym"]}, "each once"),
         ({"positions": "first"}, "positions"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 
 from laai.errors import UserError
 from laai.repeats import dedupe
-from laai.tasks import Example, Task, builtin_tasks, load_task
+from laai.tasks import Example, Task, builtin_tasks, load_task, same_text
 
 
 def words(count: int, name: str = "words", **fields) -> Task:
@@ -69,6 +69,23 @@ def test_inputs_of_the_test_set_leave_the_pool():
     assert inputs(task.examples) == ["in0", "in2", "in3", "in4"]
     with pytest.raises(UserError, match="at least 2 examples outside its test set, found 1"):
         words(2, test_examples=(Example("in1", "other"),))
+
+
+@pytest.mark.parametrize("test", [10, None])
+def test_inputs_that_differ_in_case_and_spaces_are_not_trained_on_and_tested(test):
+    pairs = [(f"in{i}", f"In{i}", f" in{i}") for i in range(20)]
+    task = Task("t", tuple(Example(text, "out") for same in pairs for text in same))
+    split = task.split(6, validation=4, test=test, seed=1)
+    tested = set(map(same_text, inputs(split.test)))
+    assert tested.isdisjoint(map(same_text, inputs(split.train + split.validation)))
+    assert (len(split.train), len(split.validation)) == (6, 4)
+    assert len(split.test) >= 10
+    with pytest.raises(
+        UserError, match="are there whose input is none of the test's but for case"
+    ):
+        task.split(50, test=10)
+    given = Task("t", task.examples, test_examples=(Example("IN3", "out"),))
+    assert len(given.examples) == 57
 
 
 @pytest.mark.parametrize("task", [words(60), labelled({"a": 30, "b": 20, "c": 10})], ids=["words", "labelled"])
