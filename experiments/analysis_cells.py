@@ -11,7 +11,7 @@ import starts_report
 Row = dict[str, Any]
 Cell = tuple[str, int]  # (pair, seed)
 LEAST_PAIRS = 5
-"""Pairs that a bootstrap interval takes: resamples of fewer are too few and too alike."""
+"""Pairs that an interval takes."""
 
 
 def cells(rows: Sequence[Row], measure: str, **only: Any) -> dict[Cell, float]:
@@ -25,8 +25,9 @@ def over(rows: Sequence[Row]) -> str:
     pairs, seeds = {(r["source"], r["target"]) for r in rows}, sorted({r["seed"] for r in rows})
     named = ", ".join(f"{a} → {b}" for a, b in sorted(pairs))
     return (
-        f"{len(pairs)} pairs ({named}), seeds {seeds}; means over fewer say over how many. Differences: 95% bootstrap "
-        f"intervals over pairs, each drawn with all its seeds; below {LEAST_PAIRS} pairs no interval, but their number."
+        f"{len(pairs)} pairs ({named}), seeds {seeds}; means over fewer say over how many. Differences: 95% "
+        f"intervals over pairs (Student's t, of each pair's mean over its seeds; pairs that share a task count as "
+        f"independent); below {LEAST_PAIRS} pairs no interval, but their number."
     )
 
 

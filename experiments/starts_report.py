@@ -39,18 +39,23 @@ def table(rows: list[Row], start: str, size: int, at_step: int | None = None) ->
     return found
 
 
-def difference(a: dict[Any, float], b: dict[Any, float], resamples: int = 5000) -> tuple[float, float, float, int]:
-    """Mean of a − b over the (task, seed) that both have, its 95% bootstrap interval over tasks, and their number.
+def difference(a: dict[Any, float], b: dict[Any, float]) -> tuple[float, float, float, int]:
+    """Mean of a − b over the (task, seed) that both have, its 95% interval over tasks, and their number.
 
-    Tasks are resampled, each with all its seeds: seeds of one task are not independent tasks.
+    Student's t over the tasks' means, each over its seeds: seeds of one task are not independent tasks. Of eight tasks
+    the percentile bootstrap would cover 88%, not 95%. NaN of one task.
     """
+    from scipy import stats
+
     by_task: dict[str, list[float]] = {}
     for key in sorted(a.keys() & b.keys()):
         by_task.setdefault(key[0], []).append(a[key] - b[key])
     means = np.array([np.mean(values) for values in by_task.values()])
-    drawn = means[np.random.default_rng(0).integers(len(means), size=(resamples, len(means)))].mean(axis=1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(means.mean()), float(low), float(high), sum(map(len, by_task.values()))
+    middle, count = float(means.mean()), sum(map(len, by_task.values()))
+    if len(means) < 2:
+        return middle, float("nan"), float("nan"), count
+    half = float(stats.t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / len(means) ** 0.5)
+    return middle, middle - half, middle + half, count
 
 
 def from_others(start: str, size: int) -> bool:
@@ -78,7 +83,11 @@ def report(rows: list[Row], facts: Row) -> str:
         ]
         out += ["tables too could still be, with the other tasks' answers, among the examples of their vectors."]
     if "zero" in starts:
-        out += ["", "Against the start from zero: paired differences, 95% bootstrap intervals over tasks:", ""]
+        out += [
+            "",
+            "Against the start from zero: paired differences, 95% intervals over tasks (Student's t, not adjusted for their number):",
+            "",
+        ]
         out += [f"| start | {' | '.join(map(str, sizes))} |", "| --- |" + " ---: |" * len(sizes)]
         for start in [s for s in starts if s != "zero"]:
             cells = [_difference(table(rows, start, size), table(rows, "zero", size)) for size in sizes]

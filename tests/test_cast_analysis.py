@@ -207,7 +207,7 @@ def test_intervals_are_over_five_pairs_or_more(analysis, sources, shown):
     assert f"| cast | 0.500 | +0.250 ({shown}) | - |" in text
     assert f"{len(sources)} pairs (a → t, b → t," in text
     assert "seeds [0, 1]" in text
-    assert "each drawn with all its seeds" in text
+    assert "of each pair's mean over its seeds" in text
 
 
 def test_rows_over_fewer_pairs_say_so(analysis):

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from laai.tasks import load_task
 
@@ -107,5 +108,6 @@ def test_differences_are_paired_by_task(study):
     b = {("x", 0): 0.5, ("x", 1): 0.5, ("y", 0): 0.6, ("z", 0): 0.9}
     mean, low, high, n = report.difference(a, b)
     assert mean == pytest.approx(np.mean([0.2, -0.1]))
-    assert (low, high) == pytest.approx((-0.1, 0.2))
+    assert (low, high) == pytest.approx(stats.t.interval(0.95, 1, loc=0.05, scale=stats.sem([0.2, -0.1])))
     assert n == 3
+    assert np.isnan(report.difference({("x", 0): 0.6}, b)[1:3]).all(), "one task"

@@ -147,9 +147,7 @@ def test_a_sample_that_overflows_stops_the_extraction_and_spoils_nothing(tiny, w
         return found
 
     monkeypatch.setattr(Contrast, "_activations", overflowing)
-    with pytest.raises(
-        UserError, match="of 6 are not finite: the model overflows in torch.float32; load it"
-    ):
+    with pytest.raises(UserError, match="not finite: the model overflows in torch"):
         extract(tiny, word_task, **options, partial=tmp_path / "v")
     assert (tmp_path / "v.0").exists()
     again = extract(tiny, word_task, **options, partial=tmp_path / "v")
