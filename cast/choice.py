@@ -37,6 +37,9 @@ LEAST_GAIN = 0.01
 FEWEST = 5
 """Examples below which no gain is believed: a bootstrap of so few is too sure of itself."""
 
+LONGEST = 24
+"""Tokens of an answer that `whole_answers` takes."""
+
 Right = Callable[[Sequence[int], float], Tensor]
 """The right option's share of the options' probability, (examples with choices,), with layers at a scale."""
 
@@ -138,8 +141,12 @@ def grid(
 
 
 def whole_answers(nll: Tensor, answers: Sequence[Prompt]) -> Tensor:
-    """Probabilities of answers with their terminators, from their NLL per token, (…, answers)."""
-    return (-nll * torch.tensor([len(prompt.answer) for prompt in answers])).exp()
+    """Probabilities of answers with their terminators, fp64, from their NLL per token, (…, answers).
+
+    Of more than `LONGEST` tokens an answer has the probability of `LONGEST` such tokens: the whole one's, from half a
+    sentence on, is that of hardly any answer, and the mean over answers would be one short answer's.
+    """
+    return (-nll.double() * torch.tensor([min(len(prompt.answer), LONGEST) for prompt in answers])).exp()
 
 
 def right_options(

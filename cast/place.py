@@ -25,8 +25,8 @@ def choose_place(
 
 
 def likeliest(choices: Mapping[Site, Choice]) -> Choice:
-    """The choice of the site where the answers' probability rises most."""
-    return max(choices.values(), key=lambda choice: choice.gain)
+    """The choice of the site where the answers' probability rises most, of those that help if one does."""
+    return max(choices.values(), key=lambda choice: (choice.helps, choice.gain))
 
 
 def choices_by_site(

@@ -83,11 +83,8 @@ def report(rows: list[Row], facts: Row) -> str:
         ]
         out += ["tables too could still be, with the other tasks' answers, among the examples of their vectors."]
     if "zero" in starts:
-        out += [
-            "",
-            "Against the start from zero: paired differences, 95% intervals over tasks (Student's t, not adjusted for their number):",
-            "",
-        ]
+        out += ["", "Against the start from zero: paired differences, 95% intervals over tasks (Student's t, of each"]
+        out += ["task's mean over its seeds; not adjusted for how many differences there are):", ""]
         out += [f"| start | {' | '.join(map(str, sizes))} |", "| --- |" + " ---: |" * len(sizes)]
         for start in [s for s in starts if s != "zero"]:
             cells = [_difference(table(rows, start, size), table(rows, "zero", size)) for size in sizes]

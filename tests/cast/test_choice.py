@@ -7,14 +7,14 @@ import dataclasses
 import pytest
 import torch
 
-from cast.choice import Choice, Grid, choose, grid, places_of, right_options
+from cast.choice import LONGEST, Choice, Grid, choose, grid, places_of, right_options, whole_answers
 from cast.label_prior import label_prior
 from cast.place import choose_place
 from cast.transfer_report import said_of
 from laai.errors import UserError
 from laai.evaluate import measure
 from laai.intervention import Intervention
-from laai.prompts import Template
+from laai.prompts import Prompt, Template
 from tests.tiny_models import LAYERS
 
 
@@ -33,7 +33,8 @@ def test_the_grid_holds_what_measuring_gives(tiny, word_task, vector):
             with (scale * vector.select(layers=layers)).on(tiny):
                 measured = measure(tiny.llm, template, list(enumerate(examples)))
             tokens = [len(template.encode(e.input, answer=e.output).answer) for e in examples]
-            expected = torch.tensor([-m.nll * count for m, count in zip(measured, tokens, strict=True)]).exp()
+            pairs = zip(measured, tokens, strict=True)
+            expected = torch.tensor([-m.nll * count for m, count in pairs], dtype=torch.float64).exp()
             torch.testing.assert_close(found.probability[place, number], expected, rtol=1e-3, atol=1e-6)
             right = right_options(tiny, vector, template, examples)(layers, scale)
             shares = [
@@ -160,6 +161,18 @@ def test_a_sure_gain_may_be_too_small_to_help():
     assert (small.scale, enough.scale) == (1.0, 1.0)
     assert small.gain_low > 0
     assert (small.helps, enough.helps) == (False, True)
+
+
+def test_long_answers_can_be_told_apart():
+    """Forty tokens at 3.0 nats each, or 2.7: fp32 knows neither probability."""
+    prompts = [Prompt((1,), (2, *range(count))) for count in (40, 40, LONGEST, 3)]
+    nll = torch.tensor([[[3.0, 3.0, 3.0, 3.0]], [[2.7, 2.7, 3.0, 3.0]]])
+    found = whole_answers(nll, prompts)
+    assert found[0, 0].log() == pytest.approx([-72, -72, -72, -9])
+    assert found[1, 0].log() == pytest.approx([-64.8, -64.8, -72, -9])
+    better = torch.stack([found[0], found[1]], dim=1)[:, :, :2]  # no vector, a vector
+    choice = choose(Grid(((0,),), (0.0, 1.0), better, better > 1))
+    assert (choice.scale, choice.gain > 0) == (1.0, True)
 
 
 def test_places(tiny):

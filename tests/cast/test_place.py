@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 import torch
 
+from cast.choice import Choice
 from cast.label_prior import label_prior, with_label_prior
-from cast.place import choices_by_site, choose_place
+from cast.place import choices_by_site, choose_place, likeliest
 from laai.evaluate import measure
 from laai.intervention import Intervention
 from laai.prompts import Template
@@ -63,3 +64,11 @@ def test_no_vector_has_no_gain_and_no_prior(tiny, word_task):
         tiny, Intervention.zeros(tiny, "residual", [1]), template, examples, scales=(1.0,), progress=False
     )
     assert (found.scale, found.gain, found.helps) == (0.0, 0.0, False)
+
+
+def test_a_site_that_helps_goes_before_one_that_does_not():
+    """Its gain on few examples may be the smaller one, and surer."""
+    unsure = Choice((0,), 1.0, False, gain=0.060, gain_low=-0.005, gain_high=0.13, choice_gain=None, examples=12)
+    sure = Choice((1,), 1.0, True, gain=0.055, gain_low=0.02, gain_high=0.09, choice_gain=None, examples=12)
+    assert likeliest({"heads": unsure, "residual": sure}) is sure
+    assert likeliest({"heads": dataclasses.replace(unsure, helps=True), "residual": sure}).helps
