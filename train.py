@@ -177,7 +177,8 @@ class TrainCLI(LightningCLI):
         final = {f"final/{k}": v for k in ("exact_match", "choice_accuracy", "nll") if isinstance(v := laai[k], float)}
         settings = {name: value for name, value in module.hparams.items() if name != "_instantiator"}
         log_outcome(trainer, settings | facts, final)
-        print_table(rows, f"{data.task.name}: {data.num_examples} examples, {rows[0].n} test queries, {model.name}")
+        shown = f"{data.num_examples} example{'s' * (data.num_examples > 1)}, {rows[0].n} test queries"
+        print_table(rows, f"{data.task.name}: {shown}, {model.name}")
         took = f"{sum(seconds.values()):.0f} s, {max(memory.values()) / 1000:.1f} GB at most"
         sys.stdout.write(f"run folder: {folder} ({took})\n")
 
