@@ -77,7 +77,10 @@ def samples(rows: list[Row]) -> list[str]:
     """Exact match by number of source samples."""
     counts, whole = sorted({r["labels"] for r in rows}), cells(rows, "exact")
     out = ["## Exact match against the number of source samples", "", over(rows), ""]
-    out += ["CAST and cross-task few-shot see as many source labels: samples are each other's demonstrations.", ""]
+    out += [
+        "CAST and cross-task few-shot see as many source labels: samples are each other's demonstrations. The vector,"
+    ]
+    out += ["at `heads` on all layers or two thirds, has its place from the development examples besides.", ""]
     head = [f"| | {' | '.join(map(str, counts))} |", "| --- |" + " ---: |" * len(counts)]
     out += head
     for name, title in (("exact", "CAST"), ("prompted", "cross-task few-shot"), ("zero", "zero-shot")):
@@ -115,6 +118,12 @@ def strategies(rows: list[Row]) -> list[str]:
                 for m in ("exact", "gain")
             ]
             out.append(f"| {name} | {mean(exact, whole)} | {' | '.join(against)} |")
+        out += ["", f"By pair (mean over seeds), {' / '.join(names)}:", ""]
+        for source, target in dict.fromkeys((r["source"], r["target"]) for r in rows):
+            only = {"budget": budget, "source": source, "target": target}
+            shown = [list(cells(rows, "exact", strategy=name, **only).values()) for name in names]
+            numbers = (f"{np.mean(some):.2f}" if some else "-" for some in shown)
+            out.append(f"- {source} → {target}: {' / '.join(numbers)}")
         out.append("")
     return out[:-1]
 
