@@ -58,7 +58,7 @@ class Choice:
             zero. With choices, which a vector can cost, `gain` is `LEAST_GAIN` at least. The interval is of the best of
             many places and scales, on the same examples that they were compared on, and is not adjusted for that: gains
             on other examples tend to be smaller.
-        gain, gain_low, gain_high: mean rise of the whole answer's probability against no vector; of `choose_place`,
+        gain, gain_low, gain_high: mean rise of the probability of `whole_answers` against no vector; of `choose_place`,
             with the label prior that goes with the vector where there is one.
         choice_gain: mean rise of the right option's share of the options' probability, with the label prior that goes
             with the vector where there is one; None without choices.

@@ -178,7 +178,7 @@ def _transfer(options: Any) -> None:
     if (prior := found.vector.metadata.get("label_prior")) and not found.refused:
         sys.stdout.write(f"label prior: {', '.join(f'{label} {shift:+.2f}' for label, shift in prior.items())} nats\n")
     if labelled and not (options.development or options.no_label_prior or options.preserve_norm):
-        sys.stdout.write("label prior: none, as it needs --development examples of the target\n")
+        sys.stdout.write("label prior: none; one needs --development examples of the target\n")
     if found.refused and (line := refusal(found.choice, output is not None)):
         sys.stdout.write(line + "\n")
     if output and not found.refused:

@@ -91,7 +91,7 @@ def vote_k(rows: Floats, samples: int, seed: int = 0, *, neighbours: int = 150, 
 
     score(u) = Σ over unselected v with u among their neighbours of base^−(selected neighbours of v).
 
-    A voter has a tenth of the others as neighbours at most, and 150 at most, as in the paper on 3,000 samples: where
+    A voter has a tenth of all samples as neighbours, but 3 at least, and 150 at most, as in the paper on 3,000: where
     all are neighbours of all, nothing tells samples apart. Of equal scores the one counts that is nearer to its voters.
     """
     voters = nearest_neighbours(rows, min(neighbours, max(len(rows) // 10, 3)), seed)

@@ -60,8 +60,7 @@ class CastStart(pl.Callback):
         self._held_out = {example.input for example in (*data.splits.test, *data.splits.validation)}
         if names == ["auto"] and data.num_examples == 1:
             tasks = [load_task(name) for name in others_of(data.task.name)]
-            enough = max(1, self.samples // 4) + self.shots
-            left = [task for task in tasks if len(apart(task.examples, self._held_out)) >= enough]
+            left = [task for task in tasks if len(apart(task.examples, self._held_out)) > self.shots]
             self._sources = left[:4]
         else:
             self._sources = [] if names in (["own"], ["auto"]) else [load_task(name) for name in names]
@@ -79,7 +78,8 @@ class CastStart(pl.Callback):
                 self.vector = extract_own(model, module.template, data.splits.train, **options)
             else:
                 count = len(self._sources)
-                options |= {"samples": max(1, self.samples // count), "shots": self.shots, "style": data.style}
+                samples = min(self.samples, max(1, self.samples // count))  # 0 stays 0, which is refused
+                options |= {"samples": samples, "shots": self.shots, "style": data.style}
                 options |= {"shared_shots": self.shared_shots, "seed": data.seed}
                 vectors = [extract(model, without(source, self._held_out), **options) for source in self._sources]
                 self.vector = combined(vectors, [1 / count] * count)

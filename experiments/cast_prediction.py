@@ -50,7 +50,9 @@ def main() -> None:
     for path in (*options.matrix, *options.vectors):
         if not path.exists():
             parser.error(f"{path} is not there; make it by the script that {parser.prog} --help names")
-    cells = {path.stem: completed(json.loads(path.read_text())["rows"]) for path in options.matrix}
+    stems = [path.stem for path in options.matrix]
+    named = {path.stem if stems.count(path.stem) == 1 else str(path): path for path in options.matrix}
+    cells = {name: completed(json.loads(path.read_text())["rows"]) for name, path in named.items()}
     rows = [row for path in options.vectors for row in json.loads(path.read_text())["parts"].get("vectors", [])]
     text = report(cells, tables(rows))
     write_atomically(options.output, lambda file: file.write_text(text))

@@ -13,12 +13,12 @@ from transfer_cells import Cell, Row, above_chance, completed, has, mean, paired
 from laai.files import write_atomically
 
 METHODS = (
-    *("zero-shot", "few-shot", "few-shot, all labels", "label prior", "cross-task few-shot"),
+    *("zero-shot", "few-shot", "few-shot, more labels", "label prior", "cross-task few-shot"),
     *("cast", "cast, if it helps", "cast, heads only", "cast, residual only", "random direction", "random samples"),
 )
 AGAINST = (
     *("zero-shot", "label prior", "cast, heads only", "cast, residual only"),
-    *("random direction", "random samples", "cross-task few-shot", "few-shot", "few-shot, all labels"),
+    *("random direction", "random samples", "cross-task few-shot", "few-shot", "few-shot, more labels"),
 )
 MEASURES = {"exact": "exact match", "choice": "forced choice", "calibrated": "calibrated forced choice"}
 DRAWN = ("exact", "choice")
@@ -26,10 +26,11 @@ CONTROLS = (
     "`cast` rows hold the vector and, where there is one, its label prior; so does the gain on development examples. "
     "`label prior` is of the model without a vector, and has no row where there is none: differences "
     "from it are over the pairs that have it. The random direction is one draw at the layers, scale and norms that "
-    "were chosen for CAST, with its own label prior; no place was searched for it. `few-shot, all labels` shows the "
-    "development examples too, as many as fit: the labels of the target that `cast` chose its place on.\n\n"
-    "A pair's seeds count as one pair of more queries. Intervals are over sources, targets and queries, none where "
-    "there are fewer than three sources or targets; which seeds there are is held fixed."
+    "were chosen for CAST, with its own label prior; no place was searched for it. `few-shot, more labels` shows the "
+    "development examples too, as many as fit: labels of the target that `cast` chose its place on.\n\n"
+    "A pair counts once, by the mean over its seeds' queries, of which tables with few examples have some in common. "
+    "Intervals are over sources, targets and queries, none where there are fewer than three sources or targets; which "
+    "seeds there are is held fixed."
 )
 """What both reports say of the methods they compare."""
 

@@ -12,8 +12,8 @@ labelled target examples that are neither tested nor shown. `cast` is the vector
 the model alone where the choice expects no gain, and `cast, … only` are the choices at one site, of which `cast` is
 one. Where all queries have the same labels, vectors and controls make these labels equally likely over the development
 examples; `label prior` does nothing else. All methods see the same queries; `cross-task few-shot` shows as many source
-examples as the vector has samples, as far as --longest tokens allow, and has no row where not even two fit; so does
-`few-shot, all labels` with the target's shots and development examples.
+examples as the vector has samples, as far as --longest tokens allow, and has no row where not even two fit;
+`few-shot, more labels` shows the development examples after the shots, as many as fit, and has no row where none does.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from laai.tasks import Example, Task, load_task
 from laai.words import SITES
 
 RESULTS = Path(__file__).parent / "results"
-ALONE = {"zero-shot", "few-shot", "few-shot, all labels"}
+ALONE = {"zero-shot", "few-shot", "few-shot, more labels"}
 CONTROLS = ("cross-task few-shot", "random direction", "random samples", "each site")
 Row = dict[str, Any]
 
@@ -122,8 +122,9 @@ def main() -> None:
     matrix = Matrix(laai.load_model(options.base_model), options) if missing or alone else None
     for number, (seed, target) in enumerate(alone, 1):
         assert matrix is not None
-        rows += matrix.own(target, seed, rows)
-        print(f"{number}/{len(alone)}  {target} alone, seed {seed}", flush=True)
+        made = matrix.own(target, seed, rows)
+        rows += made
+        print(f"{number}/{len(alone)}  {target} alone, seed {seed}: {len(made)} methods", flush=True)
         write_json(path, facts | {"rows": rows})
     for number, (seed, source, target) in enumerate(missing, 1):
         assert matrix is not None
@@ -184,12 +185,14 @@ class Matrix:
         template = data.template(self._model.tokenizer)
         labelled = (*data.splits.train, *data.splits.validation)
         methods = [Method("zero-shot"), Method("few-shot", demonstrations=data.splits.train)]
-        methods.append(Method("few-shot, all labels", demonstrations=self.fitting(labelled, template, data) or ()))
+        if len(more := self.fitting(labelled, template, data)) > len(data.splits.train):
+            methods.append(Method("few-shot, more labels", demonstrations=more))
         if "label prior" not in have and self._options.label_prior:
             nothing = Intervention.zeros(self._model, "residual", [0])
             prior = label_prior(self._model, nothing, template, data.splits.validation)
             methods += [] if prior is None else [Method("label prior", prior)]
-        return self.measured([m for m in methods if m.name not in have], data, None, target, seed, {})
+        methods = [method for method in methods if method.name not in have]
+        return self.measured(methods, data, None, target, seed, {}) if methods else []
 
     def cell(self, source: str, target: str, seed: int, rows: Sequence[Row]) -> list[Row]:
         """All other methods on one pair."""

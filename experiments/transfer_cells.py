@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from crossed_bootstrap import RESAMPLES, crossed_weights
+from numpy.typing import NDArray
 
 from laai.metrics import share_interval
 
@@ -15,7 +16,7 @@ Row = dict[str, Any]
 Cell = dict[str, Row]
 """Method -> row, of a source, a target and a seed (`completed`), or of all a pair's seeds together (`pooled`)."""
 
-OWN = ("zero-shot", "few-shot", "few-shot, all labels", "label prior")
+OWN = ("zero-shot", "few-shot", "few-shot, more labels", "label prior")
 """Methods that use the target alone."""
 FEWEST = 3
 """Sources, and targets, below which there is no interval: resamples of fewer are too alike."""
@@ -60,7 +61,7 @@ def pooled(cells: Sequence[Cell]) -> list[Cell]:
     list.
     """
     by_pair: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells:
+    for cell in sorted(cells, key=lambda cell: cell["cast"]["seed"]):
         by_pair.setdefault((cell["cast"]["source"], cell["cast"]["target"]), []).append(cell)
     return [
         {method: _together([cell[method] for cell in own]) for method in own[0] if all(method in cell for cell in own)}
@@ -69,7 +70,8 @@ def pooled(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def _together(rows: Sequence[Row]) -> Row:
-    made = rows[0] | {"seed": tuple(row["seed"] for row in rows)}
+    made: Row = {name: rows[0][name] for name in ("source", "target", "method") if name in rows[0]}
+    made |= {"seed": tuple(row["seed"] for row in rows), "queries": [len(row["exact"]) for row in rows]}
     for name in ("exact", "choice", "calibrated"):
         values = [row.get(name) or [None] * len(row["exact"]) for row in rows]
         made[name] = [one for some in values for one in some]
@@ -88,12 +90,8 @@ def paired(cells: Sequence[Cell], a: str, b: str, measure: str) -> Paired:
     if not known:
         return Paired(float("nan"), float("nan"), float("nan"), 0, 0)
     differences = [np.array(cell[a][measure], dtype=float) - np.array(cell[b][measure]) for cell in known]
-    tested = [(cell["cast"]["target"], cell["cast"]["seed"]) for cell in known]  # cells that share their queries
-    draws = {
-        test: rng.integers(len(d), size=(RESAMPLES, len(d)))
-        for test, d in dict(zip(tested, differences, strict=True)).items()
-    }
-    means = np.stack([d[draws[test]].mean(axis=1) for test, d in zip(tested, differences, strict=True)], axis=1)
+    drawn: dict[tuple[str, int], NDArray[np.int64]] = {}  # cells of one target and seed share their queries
+    means = np.stack([_resampled(d, cell["cast"], drawn, rng) for cell, d in zip(known, differences, strict=True)], 1)
     pairs = [(cell["cast"]["source"], cell["cast"]["target"]) for cell in known]
     weights = crossed_weights(pairs, rng)
     some = weights.sum(axis=1) > 0
@@ -102,6 +100,21 @@ def paired(cells: Sequence[Cell], a: str, b: str, measure: str) -> Paired:
     middle = float(np.mean([d.mean() for d in differences]))
     tasks = min(len(set(side)) for side in zip(*pairs, strict=True))
     return Paired(middle, float(low), float(high), len(set(pairs)), tasks)
+
+
+def _resampled(
+    values: NDArray[np.float64], row: Row, drawn: dict[tuple[str, int], NDArray[np.int64]], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Means of resamples of a cell's queries, (RESAMPLES,), each seed's drawn anew among themselves."""
+    seeds = row["seed"] if isinstance(row["seed"], tuple) else (row["seed"],)
+    total, start = np.zeros(RESAMPLES), 0
+    for seed, count in zip(seeds, row.get("queries", [len(values)]), strict=True):
+        key = row["target"], seed
+        if key not in drawn:
+            drawn[key] = rng.integers(count, size=(RESAMPLES, count))
+        total += values[start : start + count][drawn[key]].sum(axis=1)
+        start += count
+    return total / len(values)
 
 
 def mean(cells: Sequence[Cell], method: str, measure: str) -> float:

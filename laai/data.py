@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from laai.errors import UserError
 from laai.prompts import Batch, Prompt, Template, collate, pad_token
 from laai.sharded import ShardedStrategy
-from laai.tasks import Example, Splits, Task, load_task
+from laai.tasks import Example, Splits, Task, load_task, same_text
 from laai.words import Style
 
 
@@ -66,7 +66,8 @@ class FewShotDataModule(LightningDataModule):
         self.task: Task = task if isinstance(task, Task) else load_task(task, columns=columns)
         if test:
             held_out = self.task.test_examples
-            left = len(self.task.examples) - num_examples - validation if held_out is None else len(held_out)
+            inputs = {same_text(example.input) for example in self.task.examples}
+            left = len(inputs) - num_examples - validation if held_out is None else len(held_out)
             test = min(test, max(left, 1))
         self.splits: Splits = self.task.split(num_examples, validation=validation, test=test, seed=seed)
 

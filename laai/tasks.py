@@ -37,7 +37,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Splits:
-    """Three sets of examples, no input of which is in two."""
+    """Three sets of examples; no input of one is, but for case and spaces, in another."""
 
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
@@ -49,7 +49,7 @@ class Task:
     """Labelled examples of one task, and how a prompt presents them.
 
     ``examples`` is the pool from which training and validation examples are drawn, and test examples too where there is
-    no ``test_examples``. Examples of the pool whose input is also in ``test_examples`` are left out of the pool.
+    no ``test_examples``. What has an input of ``test_examples``, but for case and spaces, is left out of the pool.
 
     Raises:
         UserError: fewer than two examples, an input given twice, an empty input or output, or an output or label that
@@ -117,15 +117,16 @@ class Task:
         else:
             pool, held_out = _cut(pool, test or 0)
             pool = apart(pool, [example.input for example in held_out])
-            if len(pool) < num_examples + validation:
-                raise UserError(
-                    f"task {self.name}: {num_examples + validation} examples asked for, {len(pool)} are there whose "
-                    "input is none of the test's but for case and spaces; ask for fewer"
-                )
         pool, validated = _cut(pool, validation)
+        pool = apart(pool, [example.input for example in validated])
         train = _balanced(pool, num_examples, key) if self._shares_choices() else pool[:num_examples]
         if not given and test is None:
-            held_out = apart(pool, [example.input for example in (*train, *validated)])
+            held_out = apart(pool, [example.input for example in train])
+        if len(train) < num_examples or len(validated) < validation or (test is None and not held_out):
+            raise UserError(
+                f"task {self.name}: too few examples whose inputs differ in more than case and spaces for "
+                f"{num_examples} to train on, {validation} to validate and {test or 1} to test; ask for fewer"
+            )
         return Splits(tuple(train), tuple(validated), tuple(held_out))
 
     def _check_sizes(self, fitted: int, test: int | None) -> None:

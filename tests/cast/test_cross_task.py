@@ -272,6 +272,16 @@ def test_the_control_has_the_same_norms(tiny):
         assert torch.cosine_similarity(control[key], v, dim=0).abs() < 0.9
 
 
+def test_a_transfer_draws_a_control_of_its_own(tiny, word_task, other_task, monkeypatch):
+    seeds, real = [], module.of_equal_norm
+    monkeypatch.setattr(module, "of_equal_norm", lambda m, v, seed: (seeds.append(seed), real(m, v, seed))[1])
+    always = module.choose_place
+    monkeypatch.setattr(module, "choose_place", lambda *a, **k: dataclasses.replace(always(*a, **k), scale=1.0))
+    for source, seed in ((other_task, 0), (other_task, 1), (dataclasses.replace(other_task, name="other"), 0)):
+        transfer(tiny, source, word_task, baselines=["random direction"], seed=seed, **SMALL)
+    assert seeds == [own_seed(seed, word_task.name, name) for seed, name in ((0, "kinds"), (1, "kinds"), (0, "other"))]
+
+
 def test_controls_of_several_transfers_are_independent_draws(tiny):
     vector = Intervention.random(tiny, "heads", [0, 2], norm=3.0, seed=1)
     seeds = {own_seed(seed, source, "t") for seed in (0, 1) for source in ("a", "b")}

@@ -71,4 +71,5 @@ def test_a_site_that_helps_goes_before_one_that_does_not():
     unsure = Choice((0,), 1.0, False, gain=0.060, gain_low=-0.005, gain_high=0.13, choice_gain=None, examples=12)
     sure = Choice((1,), 1.0, True, gain=0.055, gain_low=0.02, gain_high=0.09, choice_gain=None, examples=12)
     assert likeliest({"heads": unsure, "residual": sure}) is sure
-    assert likeliest({"heads": dataclasses.replace(unsure, helps=True), "residual": sure}).helps
+    both = {"heads": dataclasses.replace(unsure, helps=True), "residual": sure}
+    assert likeliest(both) is both["heads"], "of two that help the one with the larger gain"

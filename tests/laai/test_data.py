@@ -7,7 +7,7 @@ import pytest
 from laai.data import FewShotDataModule, encode_training
 from laai.errors import UserError
 from laai.prompts import IGNORE
-from laai.tasks import Task
+from laai.tasks import Example, Task
 
 
 @pytest.fixture
@@ -96,3 +96,13 @@ def test_sizes_that_make_no_sense(words_data, wrong):
 def test_it_needs_a_trainer(words_data):
     with pytest.raises(RuntimeError):
         words_data().train_dataloader()
+
+
+def test_inputs_that_differ_in_case_alone_leave_a_smaller_test():
+    """A hundred is the most: variants of tested inputs are not trained on, so that there are fewer to draw from."""
+    words = [f"word {i}" for i in range(100)]
+    task = Task("t", tuple(Example(text, "out") for text in [*words, *map(str.upper, words[:6])]))
+    for seed in range(20):
+        data = FewShotDataModule(task, 10, seed=seed, validation=5, test=100)
+        assert [len(data.splits.train), len(data.splits.validation), len(data.splits.test)] == [10, 5, 85]
+        FewShotDataModule(task, 10, seed=seed, test=None)

@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LambdaCallback
 
-from cast import CastStart, extract, extract_own
-from laai.data import FewShotDataModule, encode_training
+from cast import extract_own
+from laai.data import encode_training
 from laai.errors import UserError
 from laai.forward import mean_nll
 from laai.intervention import Intervention
@@ -115,62 +115,6 @@ def test_zero_steps_of_each_init(learn, tiny, words_data, word_task, tmp_path):
     path = (2 * own).save(tmp_path / "own.safetensors")
     assert_close(vectors(learn(init=str(path), init_scale=0.25, **still)), {k: 2 * v.detach() for k, v in own.items()})
     assert_close(vectors(learn(given=own, **still)), dict(own.items()))
-
-
-def test_cast_start_from_another_task(learn, tiny, word_file, words_data):
-    from cast.cross_task import without
-    from laai.tasks import load_task
-
-    data = words_data(seed=3, validation=2)
-    module = learn(
-        steps=1, init="cast", init_scale=1.0, source=str(word_file), layers=[0, 2], site="residual",
-        optimizer=lambda p: torch.optim.SGD(p, lr=0.0), data=data,
-        callbacks=[CastStart(samples=4, shots=2)],
-    )  # fmt: skip
-    source = without(load_task(word_file), {e.input for e in (*data.splits.test, *data.splits.validation)})
-    expected = extract(
-        tiny, source, samples=4, shots=2, site="residual", layers=[0, 2], seed=3, progress=False
-    )  # fmt: skip
-    assert_close(vectors(module), dict(expected.items()))
-    start = module.learned().metadata["start"]
-    assert (start["samples"], start["shots"], start["source"]) == (4, 2, "colours")
-
-
-def test_cast_start_from_several_tasks(learn, tiny, word_file, words_data):
-    still = {"steps": 1, "init": "cast", "init_scale": 1.0, "optimizer": lambda p: torch.optim.SGD(p, lr=0.0)}
-    one, other = (
-        vectors(learn(**still, source=source, callbacks=[CastStart(samples=2, shots=2)]))
-        for source in (str(word_file), "antonym")
-    )
-    both = learn(**still, source=[str(word_file), "antonym"], callbacks=[CastStart(samples=4, shots=2)])
-    assert_close(vectors(both), {key: (one[key] + other[key]) / 2 for key in one})
-    parts = both.learned().metadata["start"]["combined"]
-    assert [(part["source"], part["samples"], part["weight"]) for part in parts] == [
-        ("colours", 2, 0.5),
-        ("antonym", 2, 0.5),
-    ]
-
-
-def test_a_single_example_starts_from_built_in_tasks(learn, word_task):
-    def starts(task, count):
-        data = FewShotDataModule(task, count, test=2)
-        return learn(steps=1, init="cast", data=data, callbacks=[CastStart(samples=8, shots=1)]).learned().metadata
-
-    def sources(task):
-        return [part["source"] for part in starts(task, 1)["start"]["combined"]]
-
-    assert sources(word_task) == ["antonym", "capital-country", "country-capital", "country-language"]
-    assert sources("present-past") == ["singular-plural", "word-sentiment", "antonym", "capital-country"]
-    assert starts(word_task, 2)["start"]["own"] is True
-
-
-def test_built_in_tasks_that_the_test_takes_most_of_are_passed_over(learn, word_task):
-    """All countries but one are trained on or tested; too few examples are left to extract from."""
-    data = FewShotDataModule("country-region", 1, test=None)
-    module = learn(steps=1, init="cast", data=data, callbacks=[CastStart(samples=20, shots=5)])
-    parts = module.learned().metadata["start"]["combined"]
-    assert {part["source"] for part in parts}.isdisjoint({"country-capital", "country-language"})
-    assert [part["samples"] for part in parts] == [5] * 4
 
 
 @pytest.mark.parametrize("site", ["heads", "residual"])

@@ -80,8 +80,10 @@ def test_inputs_that_differ_in_case_and_spaces_are_not_trained_on_and_tested(tes
     assert tested.isdisjoint(map(same_text, inputs(split.train + split.validation)))
     assert (len(split.train), len(split.validation)) == (6, 4)
     assert len(split.test) >= 10
-    with pytest.raises(UserError, match="are there whose input is none of the test's but for case"):
+    with pytest.raises(UserError, match="too few examples whose inputs differ in more than case and spaces for 50 to"):
         task.split(50, test=10)
+    with pytest.raises(UserError, match="for 1 to train on, 0 to validate and 1 to test"):
+        Task("t", (Example("hot", "out"), Example("Hot", "out"))).split(1, test=None)
     given = Task("t", task.examples, test_examples=(Example("IN3", "out"),))
     assert len(given.examples) == 57
 
