@@ -15,7 +15,10 @@ LABELS = {
     "random": "random, norms of own CAST",
     "own": "own CAST × 0.5",
     "mean": "mean CAST of four other tasks × 0.5",
-    "selected": "the same, of selected samples",
+    "one": "CAST of one other task × 0.5",
+    "similar": "that mean, weighted by cosine",
+    "selected": "that mean, of selected samples",
+    "own:1": "own CAST × 1",
     "blend": "half own CAST, half that mean",
     "prior": "own CAST as prior",
 }
