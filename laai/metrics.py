@@ -119,7 +119,7 @@ class PerExample(Metric):
     Example:
         >>> metric = PerExample()
         >>> metric.update(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0, 1, 1]))
-        >>> metric.interval().mean
+        >>> metric.compute().mean().item()
         0.5
     """
 
@@ -141,7 +141,7 @@ class PerExample(Metric):
         self.rows.append(rows.to(torch.float32))  # as the empty tensor that stands in on a device without examples
 
     def compute(self) -> Tensor:
-        """(n,) one value per example, in the order of their rows; the mean is the metric, see `interval`."""
+        """(n,) one value per example, in the order of their rows; their mean is the metric."""
         if len(self.rows) == 0:  # a list, or a tensor once devices are synchronised
             return torch.zeros(0)
         rows, values = dim_zero_cat(self.rows), dim_zero_cat(self.values)
@@ -149,7 +149,3 @@ class PerExample(Metric):
         out = values.new_zeros(len(found))
         out[inverse] = values
         return out
-
-    def interval(self) -> Interval:
-        """Mean over all devices' examples, with its 95% bootstrap interval."""
-        return bootstrap_interval(self.compute().view(-1))  # torchmetrics makes one value a scalar
