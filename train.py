@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
-import torch
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
@@ -30,7 +29,7 @@ from laai.checkpoints import CheckpointFiles, RunCheckpoint, newest_checkpoint
 from laai.compare import Method, compare
 from laai.data import FewShotDataModule, encode_training
 from laai.early_stopping import StopAtBest, StopAtLoss
-from laai.errors import UserError
+from laai.errors import UserError, another_process_stopped
 from laai.files import check_name
 from laai.interruption import Interruption
 from laai.memory import peak_megabytes
@@ -217,11 +216,9 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.write("\ninterrupted\n")
         sys.exit(130)
     except RuntimeError as error:
-        if not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
+        if (said := another_process_stopped(error)) is None:
             raise
-        found = " ".join(str(error).split())[:200]
-        cure = "its own output says why; to go on: the same command with --ckpt_path last"
-        sys.stderr.write(f"error: another process of this run stopped ({found}); {cure}\n")
+        sys.stderr.write(f"error: {said}; to go on: the same command with --ckpt_path last\n")
         sys.exit(3)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
-from laai.errors import UserError
+from laai.errors import UserError, another_process_stopped
 from laai.words import STYLES
 
 Parsers = Any  # argparse's own class for this has a private name
@@ -45,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
+    except RuntimeError as error:
+        if (said := another_process_stopped(error)) is None:
+            raise
+        sys.stderr.write(f"error: {said}\n")
+        sys.exit(3)
     except (KeyboardInterrupt, SystemExit) as end:  # Lightning makes the one the other, with code 1, in its loops
         if not isinstance(end, KeyboardInterrupt) and not isinstance(end.__context__, KeyboardInterrupt):
             raise

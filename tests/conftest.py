@@ -217,10 +217,10 @@ def laai_process(tmp_path):
     root = str(Path(__file__).parents[1])
     environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": root, "CUDA_VISIBLE_DEVICES": ""}
 
-    def run(*command):
+    def run(*command, expected=0):
         whole, options = [sys.executable, "-m", "laai", *command], {"capture_output": True, "text": True}
         done = subprocess.run(whole, cwd=tmp_path, env=os.environ | environment, timeout=300, **options)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == expected, done.stderr
         return done
 
     return run

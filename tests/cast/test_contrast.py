@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 import laai
 from cast import contrast_loop
@@ -214,3 +219,21 @@ def test_two_processes_extract_what_one_does(tiny_folder, word_file, tmp_path, c
     for key, vector in one.items():
         torch.testing.assert_close(two[key], vector, rtol=0, atol=1e-5)
     assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_what_fails_on_one_of_two_processes_is_said_in_a_line_by_each(tiny_folder, word_file, tmp_path, laai_process):
+    """The last sample alone holds a token whose embedding is not finite; the demonstrations are the same for all."""
+    model, task = tmp_path / "overflowing", tmp_path / "colours.jsonl"
+    shutil.copytree(tiny_folder, model)
+    task.write_text(word_file.read_text() + json.dumps({"input": "§", "output": "red"}) + "\n")
+    weights = load_file(model / "model.safetensors")
+    token = AutoTokenizer.from_pretrained(model)("§").input_ids[0]
+    weights["model.embed_tokens.weight"][token] = float("inf")
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    command = ["extract", "--source", str(task), "--base_model", str(model), "--samples", "40", "--shared_shots"]
+    command += ["--shots", "2", "--devices", "2", "--output", str(tmp_path / "v.safetensors")]
+    stderr = laai_process(*command, expected=3).stderr
+    assert "are not finite" in stderr
+    assert "error: another process of this run stopped" in stderr
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "v.safetensors").exists()
