@@ -77,23 +77,24 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     facts = {name: getattr(options, name) for name in ("base_model", "samples", "shots", "pool", "queries")}
     facts["development"] = options.development
-    kept: dict[str, list[Row]] = kept_results(parser, options.json, facts).get("parts", {})
+    kept = kept_results(parser, options.json, facts, options.report)
+    facts, parts = {name: kept[name] for name in facts}, kept.get("parts", {})
     study: Study | None = None
     alone = [pair for pair in options.pairs if not has_centre(pair.partition(":")[2], options)]
     if alone and "variants" in options.parts and not options.report:
         print(f"{' and '.join(CENTRED)} need the sources of two --pairs or more: left out for {', '.join(alone)}")
     for part in () if options.report else options.parts:
-        rows: list[Row] = kept.setdefault(part, [])
+        rows: list[Row] = parts.setdefault(part, [])
         done = [{k: row[k] for k in row["key"]} for row in rows]
         missing = [key for key in keys(part, options) if key not in done]
         for number, key in enumerate(missing, 1):
             began = time.perf_counter()
             study = study or Study(laai.load_model(options.base_model), options)
             rows.append(key | {"key": list(key)} | run(study, part)(**key))
-            write_json(options.json, facts | {"parts": kept})
+            write_json(options.json, facts | {"parts": parts})
             shown = ", ".join(str(value) for value in key.values())
             print(f"{part} {number}/{len(missing)}  {shown}: {time.perf_counter() - began:.0f} s", flush=True)
-    print(write_report({name: kept[name] for name in PARTS if kept.get(name)}, facts, options.json))
+    print(write_report({name: parts[name] for name in PARTS if parts.get(name)}, facts, options.json))
 
 
 def keys(part: str, options: argparse.Namespace) -> Iterator[Row]:

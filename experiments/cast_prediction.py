@@ -21,7 +21,7 @@ from cast_report import CONTROLS, seed_by_seed, where_the_model_knows
 from crossed_bootstrap import crossed_weights
 from numpy.typing import NDArray
 from transfer_breakdown import by_form, by_source, by_target
-from transfer_cells import FEWEST, Cell, Row, completed, has, paired, pooled, with_interval
+from transfer_cells import FEWEST, WHOLE, Cell, Row, completed, has, paired, pooled, with_interval
 
 from laai.files import write_atomically
 
@@ -146,7 +146,7 @@ def against(cells: Sequence[Cell]) -> list[str]:
     out += ["Mean difference, 95% intervals over sources, targets and queries (number of pairs):", ""]
     out += ["| difference | exact match | forced choice |", "| --- | ---: | ---: |"]
     for method in ("cast", "cast, if it helps"):
-        for other in ("zero-shot", "label prior", "random direction", "cross-task few-shot", "few-shot"):
+        for other in ("zero-shot", "label prior", "random direction", "cross-task few-shot", WHOLE, "few-shot"):
             found = [paired(cells, method, other, measure) for measure in ("exact", "choice")]
             out.append(f"| {method} − {other} | {' | '.join(map(with_interval, found))} |")
     return [*out, "", *where_the_model_knows(cells)]

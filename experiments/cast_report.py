@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from transfer_cells import Cell, Row, above_chance, completed, has, mean, paired, pooled, with_interval
+from transfer_cells import WHOLE, Cell, Row, above_chance, completed, has, mean, paired, pooled, with_interval
 
 from laai.files import write_atomically
 
@@ -18,7 +18,7 @@ METHODS = (
 )
 AGAINST = (
     *("zero-shot", "label prior", "cast, heads only", "cast, residual only"),
-    *("random direction", "random samples", "cross-task few-shot", "few-shot", "few-shot, more labels"),
+    *("random direction", "random samples", "cross-task few-shot", WHOLE, "few-shot", "few-shot, more labels"),
 )
 MEASURES = {"exact": "exact match", "choice": "forced choice", "calibrated": "calibrated forced choice"}
 DRAWN = ("exact", "choice")
@@ -26,8 +26,10 @@ CONTROLS = (
     "`cast` rows hold the vector and, where there is one, its label prior; so does the gain on development examples. "
     "`label prior` is of the model without a vector, and has no row where there is none: differences "
     "from it are over the pairs that have it. The random direction is one draw at the layers, scale and norms that "
-    "were chosen for CAST, with its own label prior; no place was searched for it. `few-shot, more labels` shows the "
-    "development examples too, as many as fit: labels of the target that `cast` chose its place on.\n\n"
+    "were chosen for CAST, with its own label prior; no place was searched for it. `cross-task few-shot` shows random "
+    "examples of the source, as many as the vector has samples or, where those do not fit, fewer; `…, none left out` "
+    "is over the pairs where they fit. `few-shot, more labels` shows the development examples too, as many as fit: "
+    "labels of the target that `cast` chose its place on.\n\n"
     "A pair counts once, by the mean over its seeds' queries, of which tables with few examples have some in common. "
     "Intervals are over sources, targets and queries, none where there are fewer than three sources or targets; which "
     "seeds there are is held fixed."

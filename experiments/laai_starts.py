@@ -76,7 +76,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     facts = {name: getattr(options, name) for name in ("base_model", "queries", "site", "at_steps")} | {"steps": STEPS}
     facts["distill"] = options.distill  # None, as in files of before: LAAI's own
-    rows: list[Row] = kept_results(parser, options.json, facts).get("rows", [])
+    kept = kept_results(parser, options.json, facts, options.report)
+    facts, rows = {name: kept[name] for name in facts}, kept.get("rows", [])
     done = {(r["task"], r["seed"], r["size"], r["start"]) for r in rows}
     cells = [] if options.report else [(seed, task) for seed in options.seeds for task in options.tasks]
     model: LanguageModel | None = None

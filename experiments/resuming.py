@@ -13,14 +13,22 @@ from typing import Any
 from laai.errors import UserError
 
 
-def kept_results(parser: argparse.ArgumentParser, path: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """What a JSON file holds, or nothing yet; ends the script if it was made with other settings than `facts`."""
+def kept_results(
+    parser: argparse.ArgumentParser, path: Path, facts: dict[str, Any], report: bool = False
+) -> dict[str, Any]:
+    """What a JSON file holds, `facts` alone if it is not there yet.
+
+    Ends the script if it was made with other settings than `facts`. For a `report`, which runs nothing, the settings
+    are the file's own; without a file that ends the script too.
+    """
     if not path.exists():
-        return {}
+        if report:
+            parser.error(f"{path} is not there: nothing to report; run without --report first")
+        return facts
     found: dict[str, Any] = json.loads(path.read_text())
-    if {name: found.get(name) for name in facts} != facts:
+    if not report and {name: found.get(name) for name in facts} != facts:
         parser.error(f"{path} holds results of other settings; move it away or name another --json")
-    return found
+    return facts | found
 
 
 def ends_in_one_line(main: Callable[[], None]) -> Callable[[], None]:

@@ -18,6 +18,8 @@ Cell = dict[str, Row]
 
 OWN = ("zero-shot", "few-shot", "few-shot, more labels", "label prior")
 """Methods that use the target alone."""
+WHOLE = "cross-task few-shot, none left out"
+"""`cross-task few-shot` where the prompt has room for as many examples as the vector has samples."""
 FEWEST = 3
 """Sources, and targets, below which there is no interval: resamples of fewer are too alike."""
 
@@ -49,6 +51,8 @@ def completed(rows: Sequence[Row]) -> list[Cell]:
         for method in OWN:
             if (target, seed, method) in own:
                 cell[method] = own[target, seed, method] | {"source": source}
+        if (prompted := cell.get("cross-task few-shot")) and prompted.get("left_out") == 0:
+            cell[WHOLE] = prompted | {"method": WHOLE}
         helps = cell["cast"]["choice_of_place"]["helps"]
         cell["cast, if it helps"] = cell["cast" if helps else "zero-shot"] | {"method": "cast, if it helps"}
     return list(cells.values())

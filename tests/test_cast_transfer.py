@@ -12,7 +12,7 @@ import pytest
 
 @pytest.fixture
 def matrix(scripts):
-    return scripts("cast_transfer", "cast_report")
+    return scripts("cast_transfer", "cast_report", "transfer_matrix")
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def run(matrix, monkeypatch, tiny_folder, folder, *more):
 
 
 def test_the_matrix(matrix, monkeypatch, tiny_folder, folder, capsys):
-    cast_transfer, cast_report = matrix
+    cast_transfer, cast_report, _ = matrix
     found = run(matrix, monkeypatch, tiny_folder, folder)
     cells = cast_report.completed(found["rows"])
     assert [(c["cast"]["source"], c["cast"]["target"]) for c in cells] == [
@@ -50,14 +50,19 @@ def test_the_matrix(matrix, monkeypatch, tiny_folder, folder, capsys):
         chosen = cell["cast"]["choice_of_place"]
         assert chosen["gain"] == gains[chosen["site"]] == max(gains.values())
         assert cell[f"cast, {chosen['site']} only"]["exact"] == cell["cast"]["exact"]
-        assert set(cell) == set(cast_report.METHODS) - (set() if labelled else {"label prior"})
+        whole = {"cross-task few-shot, none left out"}
+        assert set(cell) == (set(cast_report.METHODS) | whole) - (set() if labelled else {"label prior"})
         assert {len(row["exact"]) for row in cell.values()} == {5}
         assert (cell["cast"]["choice"][0] is None) == (cell["cast"]["target"] == "three")
         assert cell["cross-task few-shot"]["prompt_tokens"] > cell["zero-shot"]["prompt_tokens"]
     assert sum(row["source"] is None for row in found["rows"]) == 7, "a target's own methods run once"
     all_labels = [c["few-shot, more labels"]["prompt_tokens"] - c["few-shot"]["prompt_tokens"] for c in cells]
     assert min(all_labels) > 0, "they show the development examples too"
-    assert "one → three" in capsys.readouterr().out
+    assert [c["cross-task few-shot"]["shown"] for c in cells] == [4, 4, 4]
+    assert {c["few-shot, more labels"]["shown"] + c["few-shot, more labels"]["left_out"] for c in cells} == {2 + 4}
+    out = capsys.readouterr().out
+    assert "one → three" in out
+    assert "| cast − cross-task few-shot, none left out |" in out
     lines = list(csv.DictReader((folder / "out.csv").read_text().splitlines()))
     assert len(lines) == 3 * len(cast_report.METHODS) - 2
     assert (folder / "out.png").stat().st_size > 1000
@@ -67,6 +72,8 @@ def test_the_matrix(matrix, monkeypatch, tiny_folder, folder, capsys):
 
     monkeypatch.setattr(cast_transfer.Matrix, "cell", fail)
     assert run(matrix, monkeypatch, tiny_folder, folder) == found
+    assert run(matrix, monkeypatch, tiny_folder, folder, "--samples", "3", "--report") == found, "settings of the file"
+    assert "samples 4" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         run(matrix, monkeypatch, tiny_folder, folder, "--samples", "3")
     assert "other settings" in capsys.readouterr().err
@@ -82,6 +89,27 @@ def test_what_cannot_be_run(matrix, monkeypatch, tiny_folder, folder, capsys):
         assert "Traceback" not in found
 
 
+def test_a_report_of_nothing(matrix, monkeypatch, tiny_folder, folder, capsys):
+    with pytest.raises(SystemExit):
+        run(matrix, monkeypatch, tiny_folder, folder, "--report")
+    assert "out.json is not there: nothing to report" in capsys.readouterr().err
+
+
+def test_a_prompt_that_shows_fewer_is_told_apart(matrix):
+    """Only where the prompt has room for all examples does it show as many as the vector has samples."""
+    _, cast_report, _ = matrix
+    place = {"helps": True, "layers": [0, 1], "scale": 1.0}
+    row = {"target": "t", "choice": [None], "nll": 1.0, "prompt_tokens": 5, "choice_of_place": None, "left_out": 0}
+    rows = [row | {"source": None, "method": "zero-shot", "seed": seed, "exact": [0]} for seed in (0, 1)]
+    for source, seed, left_out, right in (("a", 0, 0, 0), ("a", 1, 0, 0), ("b", 0, 0, 1), ("b", 1, 2, 1)):
+        about = row | {"source": source, "seed": seed}
+        rows.append(about | {"method": "cast", "exact": [1], "choice_of_place": place})
+        rows.append(about | {"method": "cross-task few-shot", "exact": [right], "left_out": left_out})
+    text = cast_report.report(cast_report.completed(rows), {})
+    assert "| cast − cross-task few-shot | +0.500 (2 pairs) |" in text
+    assert "| cast − cross-task few-shot, none left out | +1.000 (1 pair) |" in text
+
+
 def test_a_prompt_that_is_too_long_is_left_out(matrix, monkeypatch, tiny_folder, folder, capsys):
     controls = ["--skip", "random direction", "random samples", "each site"]
     found = run(matrix, monkeypatch, tiny_folder, folder, "--targets", "two", "--longest", "10", *controls)
@@ -90,7 +118,7 @@ def test_a_prompt_that_is_too_long_is_left_out(matrix, monkeypatch, tiny_folder,
 
 
 def test_rows_without_a_likelihood_are_left_out(matrix):
-    _, cast_report = matrix
+    _, cast_report, _ = matrix
     place = {"helps": True, "layers": [0, 1], "scale": 1.0}
     row = {"target": "t", "seed": 0, "exact": [1, 0], "choice": [None] * 2, "prompt_tokens": 5, "choice_of_place": None}
     rows = [row | {"source": None, "method": "zero-shot", "nll": 3.0}]
@@ -105,18 +133,18 @@ def test_rows_without_a_likelihood_are_left_out(matrix):
 
 
 def test_what_a_cell_has_is_not_measured_again(matrix, monkeypatch, tiny_folder, folder):
-    cast_transfer, _ = matrix
+    *_, transfer_matrix = matrix
     found = run(matrix, monkeypatch, tiny_folder, folder, "--targets", "two")
     steered = ("cast", "random direction", "random samples", "cast, heads only", "cast, residual only")
     cut = [row for row in found["rows"] if row["method"] not in steered]
     (folder / "out.json").write_text(json.dumps(found | {"rows": cut}))
-    compared, compare = [], cast_transfer.compare
+    compared, compare = [], transfer_matrix.compare
 
     def noting(trainer, model, data, methods, **options):
         compared.extend(method.name for method in methods)
         return compare(trainer, model, data, methods, **options)
 
-    monkeypatch.setattr(cast_transfer, "compare", noting)
+    monkeypatch.setattr(transfer_matrix, "compare", noting)
     again = run(matrix, monkeypatch, tiny_folder, folder, "--targets", "two")
     assert [name for name in compared if " only" not in name] == ["cast", "random direction", "random samples"]
     assert len(compared) == 4, "the site that was chosen is not measured twice"
@@ -144,7 +172,7 @@ def seeds_of(source, target, by_seed, prompted=()):
 
 
 def test_a_pair_counts_once_whatever_seeds_it_has(matrix):
-    _, report = matrix
+    _, report, _ = matrix
     rows = seeds_of("a", "t", {0: [1, 1], 1: [0, 0, 0, 1]}, prompted=[1]) + seeds_of("a", "u", {0: [0, 0]})
     cells = report.completed(rows)
     both, one = report.pooled(cells)
@@ -166,7 +194,7 @@ def test_a_pair_counts_once_whatever_seeds_it_has(matrix):
 
 def test_cells_of_one_target_and_seed_share_their_queries(matrix):
     """Whatever other seeds a pair has: two sources that act alike tell no more than one."""
-    _, report = matrix
+    _, report, _ = matrix
     rows = [r for s in "ab" for r in seeds_of(s, "t", {1: [0, 1, 1, 0], 0: [1, 0, 1, 1]})]
     rows += seeds_of("c", "t", {0: [1, 0, 1, 1]})
 
@@ -182,7 +210,7 @@ def test_cells_of_one_target_and_seed_share_their_queries(matrix):
 
 
 def test_intervals_need_three_sources_and_targets(matrix):
-    _, report = matrix
+    _, report, _ = matrix
     rows = [r for s in "abc" for t in "tuv" for r in seeds_of(s, t, {0: [1, 0]})]
     cells = report.pooled(report.completed(rows))
     assert " to " in report.with_interval(report.paired(cells, "cast", "zero-shot", "exact"))
@@ -203,7 +231,7 @@ def test_a_report_is_of_all_seeds_that_there_are(matrix, monkeypatch, folder):
 
 def test_forced_choice_where_there_is_knowledge(matrix):
     """Only targets count whose zero-shot forced choice is above chance by its interval."""
-    _, cast_report = matrix
+    _, cast_report, _ = matrix
 
     def cell(target, low, choice):
         zero = {"method": "zero-shot", "choice_accuracy_low": low, "choice": [1, 1, 0, 0]}
@@ -219,7 +247,7 @@ def test_forced_choice_where_there_is_knowledge(matrix):
 
 
 def test_decoding_held_to_options_answers_what_forced_choice_counts(matrix):
-    _, cast_report = matrix
+    _, cast_report, _ = matrix
 
     def row(exact, choice):
         return {"source": "s", "target": "t", "seed": 0, "exact": exact, "choice": choice}
@@ -239,7 +267,7 @@ def test_decoding_held_to_options_answers_what_forced_choice_counts(matrix):
 
 
 def test_the_refusal_rule_and_paired_intervals(matrix):
-    _, cast_report = matrix
+    _, cast_report, _ = matrix
 
     def row(source, method, exact, helps=None):
         place = {"helps": helps, "layers": [0], "scale": 1.0}
@@ -280,7 +308,7 @@ def test_pairs_that_share_a_source_or_target_are_drawn_together(scripts):
 
 def test_intervals_do_not_shrink_with_repeated_sources(matrix):
     """Ten sources that act alike on two targets tell no more than one: the targets differ."""
-    _, cast_report = matrix
+    _, cast_report, _ = matrix
 
     def cell(source, target, exact):
         row = {"source": source, "target": target, "seed": 0, "exact": exact}
