@@ -31,22 +31,26 @@ def load_with(columns: Mapping[str, str], names: Sequence[str]) -> Callable[[str
     return lambda name: load_task(name, columns=said if name in builtin_tasks() else columns)
 
 
-def trainer_of(devices: str, precision: str) -> pl.Trainer:
+def trainer_of(devices: str, precision: str, nodes: int = 1) -> pl.Trainer:
     """A quiet trainer for extractions and tests.
 
     Args:
         devices: a number, or auto.
         precision: Lightning's, one that leaves the model as it is.
+        nodes: machines, each with so many devices.
 
     Raises:
         UserError: there are not so many devices, no such precision, or one that would convert the model.
     """
     if devices != "auto" and not (devices.isdecimal() and int(devices) > 0):
         raise UserError(f"expected --devices as a number from 1 on, or auto, found {devices!r}")
+    if nodes < 1:
+        raise UserError(f"expected --num_nodes as a number from 1 on, found {nodes}")
     anything: Any = precision  # what is not among Lightning's own is caught
     try:
         trainer = pl.Trainer(
             devices=devices,
+            num_nodes=nodes,
             precision=anything,
             logger=False,
             enable_checkpointing=False,

@@ -35,6 +35,9 @@ def add_trainer_options(parser: Any, shared: str) -> None:
     parser.add_argument(
         "--devices", default="1", help=f"devices that share the {shared}: a number, or auto (default: 1)"
     )
+    parser.add_argument(
+        "--num_nodes", type=int, default=1, help="machines with so many devices each, as torchrun or SLURM starts them"
+    )
     parser.add_argument("--precision", default="32-true", help="Lightning's precision (default: 32-true)")
 
 
@@ -43,7 +46,9 @@ def add_selection_options(parser: Any) -> None:
     parser.add_argument("--samples", type=int, default=50, help="source samples (default: 50)")
     parser.add_argument("--shots", type=int, default=5, help="demonstrations in each few-shot prompt (default: 5)")
     parser.add_argument("--select", choices=STRATEGIES, default="random", help="choice of samples (default: random)")
-    parser.add_argument("--encoder", help="sentence encoder to compare samples by (default: the model itself)")
+    parser.add_argument(
+        "--encoder", help="sentence encoder by which --select compares samples (default: the model itself)"
+    )
     parser.add_argument("--kind", choices=KINDS, default="difference", help="few_shot: without subtracting (ablation)")
     parser.add_argument("--preserve_norm", action="store_true", help="steering will leave each activation's norm")
     parser.add_argument("--batch_size", type=int, default=16, help="samples read at a time (default: 16)")
@@ -54,7 +59,14 @@ def add_selection_options(parser: Any) -> None:
 
 
 def selection(options: Any) -> dict[str, Any]:
-    """Those options as arguments of `cast.extract`."""
+    """Those options as arguments of `cast.extract`.
+
+    Raises:
+        UserError: an encoder that the choice of samples has no use for.
+    """
+    from cast.extraction import check_encoder
+
+    check_encoder(options.encoder, options.select)
     names = ["samples", "shots", "encoder", "kind", "preserve_norm", "batch_size", "shared_shots", "from_selected"]
     names += ["style", "seed"]
     return {name: getattr(options, name) for name in names} | {"strategy": options.select}
@@ -73,13 +85,13 @@ def _extract(options: Any) -> None:
     ignore_chatter()
     output = check_output(options.output)
     partial = output.with_name(f"{output.name}.partial")
-    trainer = trainer_of(options.devices, options.precision)
+    trainer, chosen = trainer_of(options.devices, options.precision, options.num_nodes), selection(options)
     source = load_task(options.source, columns=columns_of(options))
     model = load_model(options.base_model, dtype=options.dtype)
     move(model.llm, trainer.strategy.root_device)  # samples are compared there too
     vector = extract(
         model, source, site=list(SITES) if options.site == "both" else options.site, positions=options.positions,
-        layers=options.layers, trainer=trainer, partial=partial, **selection(options),
+        layers=options.layers, trainer=trainer, partial=partial, **chosen,
     )  # fmt: skip
     if trainer.is_global_zero:
         path = vector.save(output)
@@ -88,6 +100,8 @@ def _extract(options: Any) -> None:
         sys.stdout.write(
             f"{len(vector)} vectors at {sites} on layers {vector.layers[0]} to {vector.layers[-1]}: {path}\n"
         )
+        if (steadiness := vector.metadata["cast"]["steadiness"]) is not None:
+            sys.stdout.write(f"other samples, as many, would give a vector of cosine {steadiness:.2f} or so with it\n")
 
 
 def add_transfer(commands: Parsers) -> None:
@@ -151,7 +165,7 @@ def _transfer(options: Any) -> None:
         raise UserError(f"expected --output and --json as two files, found {output} twice: name another")
     written = output or table
     partial = written.with_name(f"{written.name}.partial") if written else None
-    trainer = trainer_of(options.devices, options.precision)
+    trainer, chosen = trainer_of(options.devices, options.precision, options.num_nodes), selection(options)
     columns, own = columns_of(options), columns_of(options, "target_columns")
     named = sources_of(options.source)
     load = load_with(columns, [*named, *options.centre, *([] if own else [options.target])])
@@ -164,7 +178,7 @@ def _transfer(options: Any) -> None:
     found = transfer(
         model, sources, target, development=options.development, test=options.test, refuse=not options.always,
         site=SITES if options.site == "both" else options.site, centre=centre, trainer=trainer, partial=partial,
-        calibrate=not options.no_label_prior, **selection(options),
+        calibrate=not options.no_label_prior, **chosen,
     )  # fmt: skip
     if not trainer.is_global_zero:
         return

@@ -123,6 +123,19 @@ class Contrast:
         few, zero, squares = self.sums / self._count()
         return {key: value.float() for key, value in self._split(squares - (few - zero).square()).items()}
 
+    def steadiness(self) -> float | None:
+        """The cosine to expect between the difference, all sites and layers as one vector, and that of other samples.
+
+        Of as many: 1 − tr Σ / (n |m|²), with the mean m and the covariance Σ of n differences. Too high where
+        demonstrations are shared, which other samples would not have. None for a single sample.
+        """
+        count = self._count()
+        if count < 2:
+            return None
+        mean = torch.cat([value.double() for value in self.means().values()])
+        noise = torch.cat([value.double() for value in self.variances().values()]).sum() / (count - 1)
+        return max(0.0, 1 - float(noise / mean.square().sum()))
+
     def states(self) -> Iterator[tuple[Key, Tensor, Tensor]]:
         """(site, layer), zero-shot activations and differences, each (samples, width) fp32."""
         if not self.kept.shape[1]:

@@ -46,7 +46,8 @@ def run_all(
         batch_size: pairs at a time on each device.
         trainer: shares the pairs out to its devices; None to run them here, where the model is.
         partial: where to keep what is done, as files PARTIAL.0, PARTIAL.1, … by device. A run with the same settings,
-            on any number of devices that see these files, goes on from there. They stay when all is done, so that a
+            on any number of devices of one machine, goes on from there; on several machines, which need not see each
+            other's files, nothing is kept. They stay when all is done, so that a
             result that cannot be saved is not lost: call `discard` once it is.
         name: for the progress bar; None for no bar.
 
@@ -55,9 +56,7 @@ def run_all(
     """
     if trainer is not None:
         check_precision(trainer)
-        if (
-            trainer.num_nodes > 1
-        ):  # a machine that has not the files of all would do another share than the others think
+        if trainer.num_nodes > 1:  # without the files of all, one would do another share than the others think
             partial = None
     if partial is not None:
         contrast.restore(files_of(partial))

@@ -201,7 +201,7 @@ def transfer(
         draw = own_seed(seed, data.task.name, *(task.name for task in weights))
         methods.append(Method("random direction", finished(of_equal_norm(model, choice.of(vector), draw))))
     if "random samples" in baselines and options.get("strategy", "random") != "random":
-        other = made(strategy="random")
+        other = made(strategy="random", encoder=None)
         place = chosen(other)
         methods.append(Method("random samples", None if unfit(place) else finished(place.of(other))))
     own = data.template(model.tokenizer)

@@ -65,12 +65,14 @@ def extract(
             trainer, partial. The files of `partial` stay: call `cast.contrast_loop.discard` once the vector is saved.
 
     Returns:
-        One fp32 vector per site and layer, at scale 1, with the settings in its metadata.
+        One fp32 vector per site and layer, at scale 1, with the settings and the `steadiness` in its metadata: the
+        cosine to expect with the vector of other samples, see `Contrast.steadiness`.
 
     Raises:
-        UserError: fewer than two examples, sizes below one, a trainer whose precision would convert the model, or
-            partial files of another extraction.
+        UserError: fewer than two examples, sizes below one, an encoder for `random`, which compares nothing, a trainer
+            whose precision would convert the model, or partial files of another extraction.
     """
+    check_encoder(encoder, strategy)
 
     def embed(examples: Sequence[Example]) -> NDArray[np.floating]:
         texts = [example.input for example in examples]
@@ -87,6 +89,16 @@ def extract(
     settings |= {"from_selected": from_selected}
     template = Template(model.tokenizer, source, style)
     return extract_from(model, template, *drawn, progress=progress, settings=settings, **options)
+
+
+def check_encoder(encoder: str | None, strategy: Strategy) -> None:
+    """Refuse an encoder that nothing would be compared by.
+
+    Raises:
+        UserError: it is given for `random`.
+    """
+    if encoder is not None and strategy == "random":
+        raise UserError(f"the strategy random compares no samples: choose another, or leave out the encoder {encoder}")
 
 
 def extract_own(model: LanguageModel, template: Template, examples: Sequence[Example], **options: Any) -> Intervention:
@@ -144,6 +156,7 @@ def extract_from(
     facts: dict[str, object] = {"source": template.task.name, "style": template.style, "kind": kind}
     labels = {shot.input for shown in demonstrations for shot in shown}  # a sample's own is not read
     facts |= {"labels": len(labels), "instruction": template.task.instruction} | dict(settings or {})
+    facts["steadiness"] = contrast.steadiness() if kind == "difference" else None
     return Intervention(
         contrast.means(difference=kind == "difference"),
         positions=positions, preserve_norm=preserve_norm, num_heads=heads,

@@ -215,11 +215,12 @@ def letter_task():
 def laai_process(tmp_path):
     """A function that runs a `laai` command in a process of its own, without a GPU, and returns what it wrote."""
     root = str(Path(__file__).parents[1])
-    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": root, "CUDA_VISIBLE_DEVICES": ""}
+    common = {"OMP_NUM_THREADS": "1", "PYTHONPATH": root, "CUDA_VISIBLE_DEVICES": ""}
 
-    def run(*command, expected=0):
+    def run(*command, expected=0, environment=None):
         whole, options = [sys.executable, "-m", "laai", *command], {"capture_output": True, "text": True}
-        done = subprocess.run(whole, cwd=tmp_path, env=os.environ | environment, timeout=300, **options)
+        environment = os.environ | common | (environment or {})
+        done = subprocess.run(whole, cwd=tmp_path, env=environment, timeout=300, **options)
         assert done.returncode == expected, done.stderr
         return done
 

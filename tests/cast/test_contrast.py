@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from laai.cli import main
 from laai.errors import UserError
 from laai.intervention import Intervention
 from laai.prompts import Template
+from tests.forked import torchrun_place
 
 
 @pytest.fixture
@@ -46,6 +49,25 @@ def test_means_variances_and_states_agree(tiny, word_task, drawn):
         torch.testing.assert_close(means[key], difference.mean(0))
         torch.testing.assert_close(few[key], (zero + difference).mean(0))
         torch.testing.assert_close(variances[key], difference.var(0, unbiased=False), rtol=1e-4, atol=1e-6)
+
+
+def test_steadiness_is_the_cosine_with_vectors_of_other_samples(tiny, word_task):
+    """Its formula, and what it says: over draws of samples and demonstrations it is their mean cosine."""
+    template, found = Template(tiny.tokenizer, word_task), []
+    for seed in range(12):
+        drawn = draw(word_task.examples, 6, 2, seed)
+        found.append(contrast_of(tiny, template, *drawn, site="residual", layers=[2], progress=False, keep=True))
+    ((_, _, differences),) = found[0].states()
+    mean = differences.mean(0)
+    noise = differences.double().var(0, unbiased=True).sum() / len(differences)
+    assert found[0].steadiness() == pytest.approx(float(1 - noise / mean.square().sum()), rel=1e-4)
+    vectors = torch.nn.functional.normalize(torch.stack([one.means()["residual", 2] for one in found]), dim=-1)
+    among = (vectors @ vectors.T).fill_diagonal_(0).sum() / (12 * 11)
+    expected = sum(one.steadiness() for one in found) / 12
+    assert expected == pytest.approx(float(among), abs=0.1)
+    assert expected < 0.99, "a case in which it matters"
+    alone = contrast_of(tiny, template, *draw(word_task.examples, 1, 2, 0), progress=False)
+    assert alone.steadiness() is None
 
 
 def test_few_shot_activations_alone(tiny, word_task, drawn):
@@ -215,10 +237,34 @@ def test_two_processes_extract_what_one_does(tiny_folder, word_file, tmp_path, c
     assert "warning" not in done.stderr
     for said in (capsys.readouterr().out, done.stdout):
         assert said.count("vectors at heads and residual") == 1
+        assert said.count("would give a vector of cosine") == (samples != "1"), "of one sample there is no telling"
     one, two = (Intervention.load(tmp_path / f"{devices}.safetensors") for devices in (1, 2))
     for key, vector in one.items():
         torch.testing.assert_close(two[key], vector, rtol=0, atol=1e-5)
     assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_two_machines_extract_what_one_does(tiny_folder, word_file, tmp_path, laai_process):
+    """Each started by itself and told its place, as torchrun does; they need not see each other's files."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = ["extract", "--source", str(word_file), "--base_model", str(tiny_folder), "--samples", "11", "--output"]
+    paths = [tmp_path / name for name in ("first.safetensors", "second.safetensors")]
+
+    def started(rank):
+        environment = address | torchrun_place(rank, 2, str(port))
+        return laai_process(*command, str(paths[rank]), "--num_nodes", "2", environment=environment)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(started, (0, 1))
+    assert (first.stdout.count("vectors at heads"), second.stdout.count("vectors at heads")) == (1, 0)
+    assert not paths[1].exists()
+    main([*command, str(tmp_path / "alone.safetensors")])
+    alone, shared = Intervention.load(tmp_path / "alone.safetensors"), Intervention.load(paths[0])
+    for key, vector in alone.items():
+        torch.testing.assert_close(shared[key], vector, rtol=0, atol=1e-5)
 
 
 def test_what_fails_on_one_of_two_processes_is_said_in_a_line_by_each(tiny_folder, word_file, tmp_path, laai_process):
