@@ -22,7 +22,6 @@ def add_extract(commands: Parsers) -> None:
     parser.add_argument("--source", required=True, help="built-in task, file, folder, or hf:NAME")
     parser.add_argument("--output", required=True, help="the file to write; an interrupted run goes on if repeated")
     parser.add_argument("--site", choices=[*SITES, "both"], default="heads", help="where (default: heads)")
-    parser.add_argument("--positions", choices=POSITIONS, default="last_prompt", help="where it will be added")
     parser.add_argument("--layers", nargs="+", type=int, help="which layers (default: all)")
     add_trainer_options(parser, "samples")
     add_selection_options(parser)
@@ -50,6 +49,9 @@ def add_selection_options(parser: Any) -> None:
         "--encoder", help="sentence encoder by which --select compares samples (default: the model itself)"
     )
     parser.add_argument("--kind", choices=KINDS, default="difference", help="few_shot: without subtracting (ablation)")
+    parser.add_argument(
+        "--positions", choices=POSITIONS, default="last_prompt", help="tokens that are steered (default: last_prompt)"
+    )
     parser.add_argument("--preserve_norm", action="store_true", help="steering will leave each activation's norm")
     parser.add_argument("--batch_size", type=int, default=16, help="samples read at a time (default: 16)")
     parser.add_argument("--shared_shots", action="store_true", help="the same demonstrations for all samples: faster")
@@ -67,8 +69,8 @@ def selection(options: Any) -> dict[str, Any]:
     from cast.extraction import check_encoder
 
     check_encoder(options.encoder, options.select)
-    names = ["samples", "shots", "encoder", "kind", "preserve_norm", "batch_size", "shared_shots", "from_selected"]
-    names += ["style", "seed"]
+    names = ["samples", "shots", "encoder", "kind", "positions", "preserve_norm", "batch_size"]
+    names += ["shared_shots", "from_selected", "style", "seed"]
     return {name: getattr(options, name) for name in names} | {"strategy": options.select}
 
 
@@ -90,8 +92,8 @@ def _extract(options: Any) -> None:
     model = load_model(options.base_model, dtype=options.dtype)
     move(model.llm, trainer.strategy.root_device)  # samples are compared there too
     vector = extract(
-        model, source, site=list(SITES) if options.site == "both" else options.site, positions=options.positions,
-        layers=options.layers, trainer=trainer, partial=partial, **chosen,
+        model, source, site=list(SITES) if options.site == "both" else options.site, layers=options.layers,
+        trainer=trainer, partial=partial, **chosen,
     )  # fmt: skip
     if trainer.is_global_zero:
         path = vector.save(output)
@@ -191,7 +193,8 @@ def _transfer(options: Any) -> None:
         sys.stdout.write(f"cross-task few-shot: {len(found.shown.examples)} examples of {found.shown.task.name}\n")
     if (prior := found.vector.metadata.get("label_prior")) and not found.refused:
         sys.stdout.write(f"label prior: {', '.join(f'{label} {shift:+.2f}' for label, shift in prior.items())} nats\n")
-    if labelled and not (options.development or options.no_label_prior or options.preserve_norm):
+    could = labelled and not (options.no_label_prior or options.preserve_norm) and options.positions == "last_prompt"
+    if could and not options.development:
         sys.stdout.write("label prior: none; one needs --development examples of the target\n")
     if found.refused and (line := refusal(found.choice, output is not None)):
         sys.stdout.write(line + "\n")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from analysis_cells import cells, difference, mean, over
+from variants_report import variants
 
 from laai.files import write_atomically
 
@@ -126,36 +127,6 @@ def strategies(rows: list[Row]) -> list[str]:
             out.append(f"- {source} → {target}: {' / '.join(numbers)}")
         out.append("")
     return out[:-1]
-
-
-def variants(rows: list[Row]) -> list[str]:
-    """Exact match by kind of vector."""
-    out, whole = ["## What is added, and how", "", over(rows), ""], cells(rows, "exact")
-    sources = sorted({s for r in rows for s in r.get("sources", [])}) or sorted({r["source"] for r in rows})
-    told = {
-        "mean of tasks": f"is the mean over the vectors of {', '.join(sources)} (less a pair's target)",
-        "centred": "is the vector less the mean of tasks, and so less a share of itself",
-        "ridge": "adds what a map makes of each query's own state, at the place of `difference`, without a label prior",
-        "no label prior": "is at the place of `difference`",
-        "norm kept": "has no label prior",
-        "scale by layer": "goes on from the place of `difference` to a scale for each sixth of the depth",
-    }
-    names = list(dict.fromkeys(r["variant"] for r in rows))
-    notes = [f"`{name}` {note}" for name, note in told.items() if name in names]
-    out += ["; ".join([*notes, "forced choice is over targets with options."]), ""]
-    heads = ["vector", "exact match", "− difference", "− zero-shot", "forced choice", "− difference", "− zero-shot"]
-    out += [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * 6]
-    known = [r for r in rows if r.get("choice") is not None]
-    all_known = cells(known, "choice")
-    for name in names:
-        exact, plain = (cells(rows, "exact", variant=v) for v in (name, "difference"))
-        against = "" if name == "difference" else difference(exact, plain)
-        zero = difference(exact, cells(rows, "zero", variant=name))
-        choice, plain = (cells(known, "choice", variant=v) for v in (name, "difference"))
-        shown = "" if name == "difference" else difference(choice, plain)
-        shown = f"{mean(choice, all_known)} | {shown} | {difference(choice, cells(known, 'zero_choice', variant=name))}"
-        out.append(f"| {name} | {mean(exact, whole)} | {against} | {zero} | {shown} |")
-    return out
 
 
 def wording(rows: list[Row]) -> list[str]:

@@ -39,7 +39,7 @@ Row = dict[str, Any]
 Places = Sequence[Sequence[int]]
 Steering = Intervention | RidgeMap
 VARIANTS = (
-    *("difference", "all layers", "residual", "few-shot only", "norm kept", "centred", "mean of tasks"),
+    *("difference", "all layers", "residual", "few-shot only", "norm kept", "generated", "centred", "mean of tasks"),
     *("no label prior", "ridge", "scale by layer"),
 )
 CENTRED = ("centred", "mean of tasks")
@@ -162,8 +162,9 @@ class Study:
 
         `mean of tasks` is what the sources of all --pairs have in common, `centred` the vector less that mean. The
         source is one of them: with n sources, `centred` is also less 1/n of the source's own vector. `ridge` adds what
-        a ridge map predicts from each query's own state, at the place of `difference`; like `no label prior` it has
-        none. `scale by layer` goes on from there to a scale for each sixth of the depth.
+        a ridge map predicts from each query's own state, at the place of `difference`. `generated` steers the tokens of
+        the answer too. Neither can have a label prior, nor `norm kept`. `scale by layer` goes on from the place of
+        `difference` to a scale for each sixth of the depth.
         """
         pool, o = self.pool(source, target, seed), self.options
         drawn, options = draw(pool.examples, o.samples, o.shots, seed), dict[str, Any]()
@@ -175,6 +176,8 @@ class Study:
             options = {"kind": "few_shot"}
         if variant == "norm kept":
             options = {"preserve_norm": True}
+        if variant == "generated":
+            options = {"positions": "generated"}
         if variant == "all layers":
             places = self.places()[:1]
         vector = self.vector(pool, drawn, **options) if options else self.centre(source, target, seed)

@@ -95,6 +95,7 @@ def test_every_variant_is_another_vector(analysis, tiny, monkeypatch):
     assert vectors["residual"].sites == ["residual"]
     assert placed["all layers"] == [(0, 1, 2)]
     assert len(tried) == len(studies.VARIANTS) - 3, "four variants share one search"
+    assert vectors["generated"].positions == "generated"
     assert vectors["scale by layer"].layers == [0, 2]
     torch.testing.assert_close(vectors["scale by layer"]["heads", 2].detach(), 0.5 * plain["heads", 2].detach())
     assert isinstance(vectors["ridge"], RidgeMap)
@@ -221,6 +222,17 @@ def test_rows_over_fewer_pairs_say_so(analysis):
     rows += rows_of("abcde", variant="ridge", choice=[1, 1, 1, 0], zero_choice=[1, 1, 0, 0])
     text = "\n".join(analysis[1].variants(rows))
     assert "0.750 | - | +0.250 (+0.250 to +0.250; 5 pairs) |" in text, "no options, no forced choice to compare with"
+
+
+def test_variants_without_a_label_prior_are_compared_with_a_vector_without_one(analysis):
+    """Where that was measured: a pair without options has no prior to take off."""
+    rows = rows_of("ab", variant="difference") + rows_of("a", variant="no label prior", exact=[1, 0, 0, 0])
+    rows += rows_of("a", variant="ridge", exact=[1, 1, 1, 0]) + rows_of("b", variant="norm kept", exact=[1, 1, 1, 0])
+    text = "\n".join(analysis[1].variants(rows))
+    assert "| no label prior | 0.250 (1 of 2 pairs) | -0.250 (1 pair) |" in text
+    assert "| ridge | 0.750 (1 of 2 pairs) | +0.500 (1 pair) |" in text
+    assert "| norm kept | 0.750 (1 of 2 pairs) | +0.250 (1 pair) |" in text
+    assert "where that was measured: `ridge`, `norm kept`" in text
 
 
 def test_samples_of_other_numbers_of_labels_are_not_reported(analysis, tmp_path):

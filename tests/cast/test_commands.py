@@ -113,6 +113,7 @@ def test_slips_in_transfer_are_told_before_the_model_loads(
         (["--development", "0", "--target", "country-region"], True),
         (["--development", "0", "--target", "country-region", "--no_label_prior"], False),
         (["--development", "0", "--target", "country-region", "--preserve_norm"], False),
+        (["--development", "0", "--target", "country-region", "--positions", "generated"], False),
         (["--development", "0", "--target", "synonym"], False),
         (["--target", "country-region"], False),
     ],

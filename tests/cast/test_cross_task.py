@@ -65,6 +65,16 @@ def test_all_methods_are_measured_on_the_same_queries(tiny, word_task, other_tas
     assert [row.method for row in plain.scores] == ["cast"]
 
 
+def test_the_answer_can_be_steered_too(tiny, word_task, other_task):
+    """The chosen place, the control and the file say so; there is no label prior then."""
+    options = {"positions": "generated", "refuse": False, "baselines": ["random direction"]}
+    found = transfer(tiny, other_task, word_task, **options, **SMALL)
+    steered = [e.method.intervention for e in found.evaluations]
+    assert [e.method.name for e in found.evaluations] == ["cast", "random direction"]
+    assert {found.vector.positions, *(one.positions for one in steered)} == {"generated"}
+    assert found.as_json()["label_prior"] is None
+
+
 def test_prompting_shows_as_many_source_examples_as_the_vector_has_samples(tiny, word_task, other_task, monkeypatch):
     """Of the heaviest source; those that fit, the first ones of the draw."""
     small = SMALL | {"baselines": ["cross-task few-shot"], "samples": 9}
