@@ -104,7 +104,17 @@ def check_encoder(encoder: str | None, strategy: Strategy) -> None:
 def extract_own(model: LanguageModel, template: Template, examples: Sequence[Example], **options: Any) -> Intervention:
     """The CAST vector of a few labelled examples themselves: each one's query behind all the others.
 
-    `options` as in `extract_from`. Raises UserError for fewer than two examples.
+    Args:
+        model: the language model.
+        template: writes the prompts.
+        examples: two or more; each is a sample, and the others are its demonstrations.
+        options: further arguments of `extract_from`.
+
+    Returns:
+        One fp32 vector (width,) per site and layer, at scale 1.
+
+    Raises:
+        UserError: fewer than two examples, or what `extract_from` raises.
     """
     if len(examples) < 2:
         raise UserError(

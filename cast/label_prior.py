@@ -150,7 +150,18 @@ def _least_disturbing(table: Tensor, ids: list[int]) -> Tensor:
 def with_label_prior(
     model: LanguageModel, vector: Intervention, template: Template, examples: Sequence[Example]
 ) -> Intervention:
-    """`vector` with its `label_prior`, which its metadata tell of; as it is where there is none."""
+    """A vector together with its `label_prior` (batch calibration, 2309.17249).
+
+    Args:
+        model: the language model.
+        vector: what is to be applied, at its scale.
+        template: writes the prompts.
+        examples: of the task to be steered, all with the same choices; which of them is right is not looked at.
+
+    Returns:
+        `vector` and, at the last layer's residual site, the prior (width,), fp32 at scale 1; the shifts by label are in
+        the metadata. `vector` itself where there is no prior: see `label_prior`.
+    """
     prior = label_prior(model, vector, template, examples)
     if prior is None:
         return vector

@@ -10,7 +10,18 @@ from laai.models import LanguageModel
 
 
 def combined(vectors: Sequence[Intervention], weights: Sequence[float]) -> Intervention:
-    """The weighted mean of tasks' vectors; `weights` sum to one."""
+    """The weighted mean of tasks' vectors.
+
+    Args:
+        vectors: at least one, of one model, each (width,) by site and layer; their scales count.
+        weights: one for each, which sum to one.
+
+    Returns:
+        fp32 vectors at scale 1 (of a single one its own times its weight), whose metadata name all parts.
+
+    Raises:
+        UserError: other sites, layers or widths.
+    """
     vectors = [weight * vector for vector, weight in zip(vectors, weights, strict=True)]
     if len(vectors) == 1:
         return vectors[0]
@@ -23,7 +34,14 @@ def combined(vectors: Sequence[Intervention], weights: Sequence[float]) -> Inter
 
 
 def centred(vector: Intervention, others: Sequence[Intervention]) -> Intervention:
-    """The vector less the mean of several tasks' vectors, at scale 1: less what demonstrations of any task do.
+    """The vector less the mean of several tasks' vectors: less what demonstrations of any task do.
+
+    Args:
+        vector: a CAST vector, (width,) by site and layer.
+        others: at least one, extracted from the same model at the same sites and layers; may hold `vector` itself.
+
+    Returns:
+        fp32 vectors at scale 1, whose metadata name what was taken off.
 
     Raises:
         UserError: other sites, layers or widths.
@@ -37,7 +55,13 @@ def centred(vector: Intervention, others: Sequence[Intervention]) -> Interventio
 
 
 def of_equal_norm(model: LanguageModel, vector: Intervention, seed: int) -> Intervention:
-    """Random directions with the norms of `vector`, vector by vector: the control."""
+    """Random directions with the norms of `vector`, vector by vector: the control.
+
+    Args:
+        model: the language model.
+        vector: whose sites, layers, norms, scale and positions are taken over.
+        seed: draws the directions, uniform on the sphere; fp32.
+    """
     draws = [Intervention.random(model, site, vector.select(site=site).layers, seed=seed) for site in vector.sites]
     directions = {key: direction for draw in draws for key, direction in draw.items()}
     return vector.with_vectors({key: v.norm() * directions[key] for key, v in vector.items()})

@@ -202,7 +202,16 @@ def fit_ridge(
 
 
 def ridge(states: Tensor, effects: Tensor, penalties: Sequence[float] = PENALTIES) -> AffineMap:
-    """The affine map from states (samples, width) to effects (samples, width), in the kernel form: rank < samples."""
+    """The affine map from states to effects, by ridge regression in its kernel form (Linear Task Vector, 2605.20730).
+
+    Args:
+        states: (samples, width), zero-shot activations.
+        effects: (samples, width), what demonstrations add to them.
+        penalties: to choose from by leave-one-out error, in units of the states' mean squared distance from their mean.
+
+    Returns:
+        fp32, of rank below the number of samples; computed in fp64.
+    """
     centre, mean = states.double().mean(0), effects.double().mean(0)
     x, y = states.double() - centre, effects.double() - mean
     kernel, unit = x @ x.T, x.square().sum(dim=1).mean()

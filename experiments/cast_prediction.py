@@ -52,9 +52,11 @@ def main() -> None:
             parser.error(f"{path} is not there; make it by the script that {parser.prog} --help names")
     stems = [path.stem for path in options.matrix]
     named = {path.stem if stems.count(path.stem) == 1 else str(path): path for path in options.matrix}
-    cells = {name: completed(json.loads(path.read_text())["rows"]) for name, path in named.items()}
+    files = {name: json.loads(path.read_text()) for name, path in named.items()}
+    cells = {name: completed(file["rows"]) for name, file in files.items()}
+    facts = {name: {key: value for key, value in file.items() if key != "rows"} for name, file in files.items()}
     rows = [row for path in options.vectors for row in json.loads(path.read_text())["parts"].get("vectors", [])]
-    text = report(cells, tables(rows))
+    text = report(cells, tables(rows), facts)
     write_atomically(options.output, lambda file: file.write_text(text))
     print(text)
 
@@ -69,15 +71,20 @@ def tables(rows: Sequence[Row]) -> Tables:
     return found
 
 
-def report(matrices: Mapping[str, Sequence[Cell]], cosines: Tables) -> str:
-    """The Markdown report, of each matrix' cells by source, target and seed."""
+def report(matrices: Mapping[str, Sequence[Cell]], cosines: Tables, facts: Mapping[str, Row] | None = None) -> str:
+    """The Markdown report, of each matrix' cells by source, target and seed, and the settings they were made with."""
     by_matrix = {name: pooled(cells) for name, cells in matrices.items()}
     by_seed = [cell for own in matrices.values() for cell in own]
     cells = [cell for own in by_matrix.values() for cell in own]
     sources, targets = ({cell["cast"][side] for cell in cells} for side in ("source", "target"))
     out = ["# What predicts a transfer", ""]
+    for name, own in matrices.items():
+        about = "; ".join(f"{key} {value}" for key, value in (facts or {}).get(name, {}).items())
+        seeds = sorted({cell["cast"]["seed"] for cell in own})
+        out.append(f"- {name}: {len(by_matrix[name])} pairs, seeds {seeds}{about and '; ' + about}")
     out += [
-        f"{len(cells)} pairs of {len(sources)} sources and {len(targets)} targets. Spearman's rank correlation with"
+        "",
+        f"{len(cells)} pairs of {len(sources)} sources and {len(targets)} targets. Spearman's rank correlation with",
     ]
     out += ["the gain over zero-shot, 95% bootstrap intervals over sources and targets (number of pairs):", ""]
     out += [f"| predictor | {' | '.join(GAINS.values())} |", "| --- |" + " ---: |" * len(GAINS)]

@@ -49,7 +49,7 @@ def write_report(rows: list[Row], facts: Row, path: Path) -> str:
 
 def report(by_seed: Sequence[Cell], facts: Row) -> str:
     """The Markdown report, of cells by source, target and seed."""
-    about = ", ".join(f"{name} {value}" for name, value in facts.items())
+    about = ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
     seeds, cells = sorted({cell["cast"]["seed"] for cell in by_seed}), pooled(by_seed)
     out = ["# Cross-task transfer", "", f"{len(cells)} pairs of tasks (seeds {seeds}); {about}.", ""]
     out += [

@@ -86,7 +86,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     names = ("base_model", "pool", "samples", "shots", "queries", "development", "select", "site", "longest")
     facts = {name: getattr(options, name) for name in names} | {"skip": options.skip}
-    facts["label_prior"] = options.label_prior
+    facts |= {"label_prior": options.label_prior, "hub": options.hub and options.hub.name}
     kept = kept_results(parser, path, facts, options.report)
     facts, rows = {name: kept[name] for name in facts}, kept.get("rows", [])
     seeds = options.seeds or (sorted({r["seed"] for r in rows}) if options.report else [0])
