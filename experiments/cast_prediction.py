@@ -33,6 +33,7 @@ COSINES = {
     "centred_matrix": "cosine, less the mean over tasks",
     "similarity": "similarity of zero-shot states",
 }
+DEVELOPMENT = "gain on development examples"
 
 
 def main() -> None:
@@ -44,7 +45,12 @@ def main() -> None:
         nargs="+",
         default=[RESULTS / f"cast_transfer_{suite}.json" for suite in ("words", "topics", "paper")],
     )
-    parser.add_argument("--vectors", type=Path, nargs="+", default=[RESULTS / "cast_analysis.json"])
+    parser.add_argument(
+        "--vectors",
+        type=Path,
+        nargs="+",
+        default=[RESULTS / f"cast_{name}.json" for name in ("analysis", "vectors_topics", "vectors_paper")],
+    )
     parser.add_argument("--output", type=Path, default=RESULTS / "cast_prediction.md")
     options = parser.parse_args()
     for path in (*options.matrix, *options.vectors):
@@ -88,18 +94,7 @@ def report(matrices: Mapping[str, Sequence[Cell]], cosines: Tables, facts: Mappi
     ]
     out += ["the gain over zero-shot, 95% bootstrap intervals over sources and targets (number of pairs):", ""]
     out += [f"| predictor | {' | '.join(GAINS.values())} |", "| --- |" + " ---: |" * len(GAINS)]
-    tables = {title: [table.get(_pair(c)) for c in cells] for title, table in cosines.items()}
-    rows = [(title, values, cells) for title, values in tables.items()]
-    development = "gain on development examples"
-    rows.append((development, _development_gains(cells), cells))
-    if len(by_matrix) > 1:
-        rows += [(f"the same, {name}", _development_gains(own), own) for name, own in by_matrix.items()]
-    for title, values, own in rows:
-        found = " | ".join(_correlation(values, [gain(cell, key) for cell in own], own) for key in GAINS)
-        out.append(f"| {title} | {found} |")
-    within = [within_targets(_development_gains(cells), [gain(cell, key) for cell in cells], cells) for key in GAINS]
-    found = " | ".join(_correlation(*some) for some in within)
-    out.append(f"| the same, both less their means over a target's sources | {found} |")
+    out += correlations(by_matrix, cosines)
     out += ["", CONTROLS, "", "## The rule that refuses", ""]
     refused = [cell for cell in by_seed if not cell["cast"]["choice_of_place"]["helps"]]
     applied = [cell for cell in by_seed if cell["cast"]["choice_of_place"]["helps"]]
@@ -122,14 +117,34 @@ def report(matrices: Mapping[str, Sequence[Cell]], cosines: Tables, facts: Mappi
     return "\n".join([*out, *by_target(cells), *by_source(cells), *by_form(cells)]) + "\n"
 
 
-def _pair(cell: Cell) -> tuple[str, str]:
-    return cell["cast"]["source"], cell["cast"]["target"]
+def correlations(matrices: Mapping[str, Sequence[Cell]], cosines: Tables) -> list[str]:
+    """A line for each predictor over all pairs, those of each matrix, and within targets."""
+    cells, out = [cell for own in matrices.values() for cell in own], []
+    groups = [("", cells), *((f"the same, {name}", own) for name, own in matrices.items() if len(matrices) > 1)]
+    for title in (*cosines, DEVELOPMENT):
+        for told, own in groups:
+            gains = [[gain(cell, key) for cell in own] for key in GAINS]
+            found = [_correlation(predicted(title, own, cosines), some, own) for some in gains]
+            out.append(f"| {told or title} | {' | '.join(found)} |")
+        within = [
+            within_targets(predicted(title, cells, cosines), [gain(cell, key) for cell in cells], cells)
+            for key in GAINS
+        ]
+        found = [_correlation(*some) for some in within]
+        out.append(f"| the same, both less their means over a target's sources | {' | '.join(found)} |")
+    return out
 
 
-def _development_gains(cells: Sequence[Cell]) -> list[float | None]:
-    """Means over a pair's seeds."""
+def predicted(title: str, cells: Sequence[Cell], cosines: Tables) -> list[float | None]:
+    """What a predictor says of each pair; the gain on development examples is the mean over its seeds."""
+    if title in cosines:
+        return [cosines[title].get(_pair(cell)) for cell in cells]
     gains = [[place["gain"] for place in cell["cast"]["choice_of_place"]] for cell in cells]
     return [None if None in some else float(np.mean(some)) for some in gains]
+
+
+def _pair(cell: Cell) -> tuple[str, str]:
+    return cell["cast"]["source"], cell["cast"]["target"]
 
 
 def within_targets(
