@@ -54,7 +54,10 @@ def find_task(name: str, data: Path | None) -> Task:
 
 
 def by_letter(task: Task) -> Task:
-    """The task with the letters of its options for answers, and an instruction that says so."""
+    """The task with the letters of its options for answers, and an instruction that says so.
+
+    Its name stays, and with it what a seed draws: the queries are those that are answered by text.
+    """
 
     def lettered(example: Example) -> Example:
         options = dict(zip(string.ascii_uppercase, example.choices or (), strict=False))
@@ -65,7 +68,6 @@ def by_letter(task: Task) -> Task:
 
     return replace(
         task,
-        name=task.name + LETTERS,
         examples=tuple(map(lettered, task.examples)),
         test_examples=task.test_examples and tuple(map(lettered, task.test_examples)),
         instruction=f"{task.instruction} Reply with its letter.".lstrip(),
