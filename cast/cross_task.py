@@ -26,7 +26,7 @@ from laai.models import LanguageModel
 from laai.prompts import Shown, Template
 from laai.provenance import seen_digests
 from laai.scores import Scores
-from laai.tasks import Task, apart, load_task
+from laai.tasks import Example, Task, apart, load_task
 from laai.words import SITES, Site, Style
 
 SOURCE_DEVELOPMENT = 20
@@ -151,13 +151,7 @@ def transfer(
     calibrate = calibrate and development > 0 and len({e.choices for e in everyone}) == 1
     if not development:
         first = next(iter(weights))
-        some = min(SOURCE_DEVELOPMENT, len(first.examples) // 3)
-        if some < FEWEST:
-            raise UserError(
-                f"expected {3 * FEWEST} examples of {first.name} or more, a third of them to choose layers and scale "
-                f"on, found {len(first.examples)}: give it more, or --development some of the target"
-            )
-        examples = first.split(0, validation=some, test=0, seed=seed).validation
+        examples = source_development(first, seed)
         template = Template(model.tokenizer, first, style)
         seen |= {example.input for example in examples}
         weights = distinct([(without(task, seen), weight) for task, weight in weights.items()])
@@ -222,6 +216,21 @@ def transfer(
     evaluations = compare(tester, model, data, methods)
     scores = [e.scores for e in evaluations if e.scores is not None]
     return Transfer(steering, choice, "target" if development else "source", refused, scores, evaluations, shown)
+
+
+def source_development(source: Task, seed: int) -> tuple[Example, ...]:
+    """Examples of a source that layers and scale are chosen on where there are none of the target: no samples.
+
+    Raises:
+        UserError: the source has too few.
+    """
+    some = min(SOURCE_DEVELOPMENT, len(source.examples) // 3)
+    if some < FEWEST:
+        raise UserError(
+            f"expected {3 * FEWEST} examples of {source.name} or more, a third of them to choose layers and scale "
+            f"on, found {len(source.examples)}: give it more, or --development some of the target"
+        )
+    return source.split(0, validation=some, test=0, seed=seed).validation
 
 
 def weighted(source: Sources, load: Callable[[str], Task] = load_task) -> list[tuple[Task, float]]:

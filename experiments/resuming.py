@@ -28,7 +28,7 @@ def kept_results(
     found: dict[str, Any] = json.loads(path.read_text())
     if not report and {name: found.get(name) for name in facts} != facts:
         parser.error(f"{path} holds results of other settings; move it away or name another --json")
-    return facts | found
+    return {name: found.get(name) for name in facts} | found
 
 
 def ends_in_one_line(main: Callable[[], None]) -> Callable[[], None]:

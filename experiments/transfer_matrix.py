@@ -75,6 +75,12 @@ class Matrix:
             self.task(target), o.shots, seed=seed, validation=o.development, test=o.queries, eval_batch_size=20
         )
 
+    def calibrates(self, target: str) -> bool:
+        """Whether there may be a label prior: few queries may have the same options by chance, here all have."""
+        task = self.task(target)
+        everyone = (*task.examples, *(task.test_examples or ()))
+        return bool(self._options.label_prior) and len({example.choices for example in everyone}) == 1
+
     def own(self, target: str, seed: int, rows: Sequence[Row]) -> list[Row]:
         """The methods that use the target alone, as far as they were not measured."""
         data, have = self.data(target, seed), measured_in(rows, None, target, seed)
@@ -83,7 +89,7 @@ class Matrix:
         methods = [Method("zero-shot"), Method("few-shot", demonstrations=data.splits.train)]
         if len(more := self.fitting(labelled, template, data)) > len(data.splits.train):
             methods.append(Method("few-shot, more labels", demonstrations=more))
-        if "label prior" not in have and self._options.label_prior:
+        if "label prior" not in have and self.calibrates(target):
             nothing = Intervention.zeros(self._model, "residual", [0])
             prior = label_prior(self._model, nothing, template, data.splits.validation)
             methods += [] if prior is None else [Method("label prior", prior)]
@@ -97,7 +103,7 @@ class Matrix:
         tested = {e.input for e in (*data.splits.test, *data.splits.validation)}
         pool = thinned(without(self.task(source), tested), o.pool, seed)  # tables can share inputs with another
         methods: list[Method] = []
-        skip, choices = o.skip or (), dict[str, Any]()
+        skip, choices, calibrate = o.skip or (), dict[str, Any](), self.calibrates(target)
         if "cross-task few-shot" not in {*skip, *measured_in(rows, source, target, seed)}:
             if (before := self.shown(pool, template, data, seed)) is not None:
                 methods.append(Method("cross-task few-shot", before=before))
@@ -110,7 +116,7 @@ class Matrix:
             vector = self.vector(pool, seed, strategy)
             found = choices_by_site(
                 model, vector, template, data.splits.validation,
-                calibrate=o.label_prior, progress=False,
+                calibrate=calibrate, progress=False,
             )  # fmt: skip
             tried = {name: likeliest(found)}
             if name == "cast" and "each site" not in skip:
@@ -120,7 +126,7 @@ class Matrix:
             if name == "cast" and "random direction" not in skip:
                 steered["random direction"] = of_equal_norm(model, steered[name], own_seed(seed, source, target))
             for called, bare in steered.items():
-                finished = with_label_prior(model, bare, template, data.splits.validation) if o.label_prior else bare
+                finished = with_label_prior(model, bare, template, data.splits.validation) if calibrate else bare
                 methods.append(Method(called, finished))
         made = self.measured(methods, data, source, target, seed, choices)
         if len(choices.keys() - strategies.keys()):

@@ -1,18 +1,20 @@
 """Transfers with and without labels of the target to choose a place on, and from one source or several.
 
-    python experiments/transfer_settings.py --data DIR                  eight transfers, two seeds: under an hour
+    python experiments/transfer_settings.py --data DIR                  six targets, one seed: half an hour
     python experiments/transfer_settings.py --pairs antonym:synonym antonym+present-past:synonym --seeds 0 --queries 20
 
 By `cast.transfer` itself. Each of --pairs is SOURCE[+SOURCE...]:TARGET; the vector of several sources is their mean,
-each of --samples. Layers, scale and label prior come from as many labelled examples of the target as --developments
-says; with 0, layers and scale come from examples of the (first) source that are no samples, and there is no label
-prior. The vector is applied whatever the rule that refuses says of it; `cast, if it helps` obeys. Every finished
-transfer is kept in the JSON file, and a run that was stopped goes on from there; the report is written beside it.
+and --samples counts over all of them. Layers, scale and label prior come from as many labelled examples of the target
+as --developments says; with 0, layers and scale come from examples of the (first) source, which are no samples at any
+setting, and there is no label prior. The vector is applied whatever the rule that refuses says of it; `cast, if it
+helps` obeys. Every finished transfer is kept in the JSON file, and a run that was stopped goes on from there; the
+report is written beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import time
 import warnings
@@ -20,30 +22,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis_cells import cells, difference, mean, over
+from analysis_cells import Cell, cells, difference, mean, over
 from resuming import ends_in_one_line, kept_results
 from transfer_tasks import find_task, thinned
 
 import cast
 import laai
-from cast.cross_task import without
+from cast.cross_task import source_development, without
 from laai.compare import Evaluation
+from laai.data import FewShotDataModule
 from laai.files import write_atomically, write_json
 from laai.models import LanguageModel
-from laai.tasks import Task
 
 Row = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
 BASELINES = ("zero-shot", "label prior", "random direction")
 METHODS = ("zero-shot", "label prior", "random direction", "cast", "cast, if it helps")
 MEASURES = {"exact": "exact match", "choice": "forced choice"}
-TARGETS = {
-    "sib200_fra_Latn": ("sib200_eng_Latn", "sib200_spa_Latn", "sib200_deu_Latn"),
-    "sib200_eng_Latn": ("sib200_spa_Latn", "sib200_fra_Latn", "sib200_deu_Latn"),
+SOURCES = {
     "sib200_deu_Latn": ("sib200_fra_Latn", "sib200_eng_Latn", "sib200_spa_Latn"),
+    "sib200_eng_Latn": ("sib200_spa_Latn", "sib200_fra_Latn", "sib200_deu_Latn"),
+    "sib200_fra_Latn": ("sib200_eng_Latn", "sib200_spa_Latn", "sib200_deu_Latn"),
+    "sib200_spa_Latn": ("sib200_deu_Latn", "sib200_eng_Latn", "sib200_fra_Latn"),
     "financial_phrasebank": ("sst2", "word-sentiment"),
+    "sst2": ("word-sentiment", "financial_phrasebank"),
 }
-PAIRS = [f"{'+'.join(some)}:{target}" for target, own in TARGETS.items() for some in (own[:1], own)]
+PAIRS = [f"{'+'.join(some)}:{target}" for target, own in SOURCES.items() for some in (own[:1], own)]
 
 
 @ends_in_one_line
@@ -53,8 +57,8 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", default=PAIRS, help="SOURCE[+SOURCE...]:TARGET")
     parser.add_argument("--data", type=Path, help="folder with one folder for each task")
     parser.add_argument("--developments", type=int, nargs="+", default=[12, 0], help="target examples to choose on")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--samples", type=int, default=8, help="samples of each source (default: 8)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--samples", type=int, default=12, help="samples of all sources together (default: 12)")
     parser.add_argument("--shots", type=int, default=4, help="demonstrations in few-shot prompts (default: 4)")
     parser.add_argument("--pool", type=int, default=200, help="source examples that samples are drawn from")
     parser.add_argument("--queries", type=int, default=40, help="test queries (default: 40)")
@@ -94,17 +98,16 @@ def measured(
     model: LanguageModel, source: str, target: str, seed: int, development: int, options: argparse.Namespace
 ) -> list[Row]:
     """A row for each method of one transfer."""
-    task = find_task(target, options.data)
-    asked = task.split(options.shots, validation=development, test=options.queries, seed=seed)
-    seen = {example.input for example in (*asked.test, *asked.validation)}
-
-    def pool(name: str) -> Task:
-        return thinned(without(find_task(name, options.data), seen), options.pool, seed)
-
+    task, names = find_task(target, options.data), source.split("+")
+    data = FewShotDataModule(task, options.shots, seed=seed, validation=development, test=options.queries)
+    seen = {example.input for example in (*data.splits.test, *data.splits.validation)}
+    pools = [thinned(without(find_task(name, options.data), seen), options.pool, seed) for name in names]
+    if development:  # else `transfer` takes these off itself, to choose on them
+        held_out = source_development(pools[0], seed)
+        pools = [without(pool, {example.input for example in held_out}) for pool in pools]
     found = cast.transfer(
-        model, [pool(name) for name in source.split("+")], task,
-        development=development, test=options.queries, samples=options.samples, shots=options.shots, refuse=False,
-        baselines=BASELINES, seed=seed, progress=False, batch_size=4,
+        model, pools, task, development=development, test=options.queries, samples=options.samples // len(names),
+        shots=options.shots, refuse=False, baselines=BASELINES, seed=seed, progress=False, batch_size=4,
     )  # fmt: skip
     about = {"source": source, "target": target, "seed": seed, "development": development}
     place = {"layers": [found.choice.layers[0], found.choice.layers[-1]], "scale": found.choice.scale}
@@ -123,13 +126,16 @@ def answers(evaluation: Evaluation) -> Row:
 
 def report(rows: Sequence[Row], facts: Row) -> str:
     """Means by number of sources and of labelled target examples, what each changes, and every transfer."""
-    out = ["# Transfers with fewer labels, and from more sources", ""]
+    out = ["# Transfers without labels, and from more sources", ""]
     out += [", ".join(f"{name} {value}" for name, value in facts.items()) + ".", "", over(rows), ""]
-    settings = {(row["source"].count("+") > 0, row["development"]) for row in rows}
-    for several, development in sorted(settings, key=lambda one: (one[0], -one[1])):
-        own = [r for r in rows if ("+" in r["source"]) == several and r["development"] == development]
-        on = f"{development} labelled examples of the target" if development else "no label of the target"
-        out += [f"## {'Several sources' if several else 'One source'}, {on}", ""]
+    settings: dict[str, list[Row]] = {}
+    for several in (False, True):
+        for development in sorted({row["development"] for row in rows}, reverse=True):
+            own = [r for r in rows if ("+" in r["source"]) == several and r["development"] == development]
+            if own:
+                settings[told(several, development)] = own
+    for title, own in settings.items():
+        out += [f"## {title[0].upper()}{title[1:]}", ""]
         out += ["| method | exact match | − zero-shot | forced choice | − zero-shot |", "| --- |" + " ---: |" * 4]
         for method in METHODS:
             shown = []
@@ -140,7 +146,12 @@ def report(rows: Sequence[Row], facts: Row) -> str:
             out.append(f"| {method} | {' | '.join(shown)} |")
         applied = {(r["source"], r["target"], r["seed"]): r["helps"] for r in own}
         out += ["", f"The rule that refuses would apply {sum(applied.values())} of {len(applied)} vectors.", ""]
-    out += ["## By transfer (mean over seeds), exact match / forced choice", ""]
+    out += ["## What a setting changes", "", "Paired by target and seed; all vectors are of as many samples.", ""]
+    out += ["| `cast` with − `cast` with | exact match | forced choice |", "| --- | ---: | ---: |"]
+    for one, other in itertools.combinations(settings, 2):
+        changes = [difference(by_target(settings[other], m), by_target(settings[one], m)) for m in MEASURES]
+        out.append(f"| {other} − {one} | {' | '.join(changes)} |")
+    out += ["", "## By transfer (mean over seeds), exact match / forced choice", ""]
     out += ["| sources → target | labels | zero-shot | cast | random direction |", "| --- |" + " ---: |" * 4]
     for source, target, development in dict.fromkeys((r["source"], r["target"], r["development"]) for r in rows):
         only = {"source": source, "target": target, "development": development}
@@ -150,6 +161,16 @@ def report(rows: Sequence[Row], facts: Row) -> str:
         ]
         out.append(f"| {source.replace('+', ' + ')} → {target} | {development} | {' | '.join(shown)} |")
     return "\n".join(out) + "\n"
+
+
+def told(several: bool, development: int) -> str:
+    """A setting in words."""
+    return f"{'several sources' if several else 'one source'}, {development or 'no'} labelled examples of the target"
+
+
+def by_target(rows: Sequence[Row], measure: str) -> dict[Cell, float]:
+    """Means of `cast` by target and seed, whatever the sources."""
+    return {(f"→ {name.split(' → ')[1]}", seed): v for (name, seed), v in cells(rows, measure, method="cast").items()}
 
 
 def _short(values: Sequence[float]) -> str:

@@ -61,10 +61,11 @@ def by_letter(task: Task) -> Task:
 
     def lettered(example: Example) -> Example:
         options = dict(zip(string.ascii_uppercase, example.choices or (), strict=False))
-        lines = f"\n{example.input}\n"
-        if example.label is None or any(f"\n{letter}. {option}\n" not in lines for letter, option in options.items()):
+        lines, letters, label = f"\n{example.input}\n", tuple(options), example.label
+        listed = all(f"\n{letter}. {option}\n" in lines for letter, option in options.items())
+        if label is None or label >= len(letters) or not listed:
             raise UserError(f"expected queries of {task.name} to list all options, as 'A. …', found {example.input!r}")
-        return Example(example.input, tuple(options)[example.label], tuple(options), example.label)
+        return Example(example.input, letters[label], letters, label)
 
     return replace(
         task,

@@ -11,7 +11,8 @@ import pytest
 import train
 from laai import cli
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README, RESULTS = ROOT / "README.md", ROOT / "experiments" / "results" / "README.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
 COMMANDS = [
     shlex.split(line, comments=True)
@@ -19,6 +20,14 @@ COMMANDS = [
     for line in block.replace("\\\n", " ").splitlines()
     if language == "bash" and line.startswith(("python train.py", "laai "))
 ]
+
+STUDIES = sorted(
+    {
+        tuple(shlex.split(command))
+        for path in (README, RESULTS)
+        for command in re.findall(r"python (experiments/\w+\.py[^`\n]*)", path.read_text(encoding="utf-8"))
+    }
+)
 
 
 def test_the_python_examples_run_one_after_the_other(default_model, tmp_path, monkeypatch, capsys):
@@ -51,10 +60,29 @@ def test_laai_commands_exist_with_these_options(command, capsys):
     assert all(word in help_text for word in command if word.startswith("--"))
 
 
-def test_linked_files_exist():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("command", STUDIES, ids=" ".join)
+def test_studies_exist_with_these_options(command, scripts, monkeypatch, capsys):
+    (script,) = scripts(Path(command[0]).stem)
+    monkeypatch.setattr("sys.argv", [command[0], "--help"])
+    with pytest.raises(SystemExit) as stop:
+        script.main()
+    assert stop.value.code == 0
+    help_text = capsys.readouterr().out
+    assert all(word in help_text for word in command if word.startswith("--"))
+
+
+@pytest.mark.parametrize("path", [README, RESULTS], ids=["README", "results"])
+def test_linked_files_exist(path):
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text(encoding="utf-8"))
     assert links
-    assert all((README.parent / link).exists() for link in links)
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_every_result_says_what_made_it():
+    """Each file of results that is no part of another is linked where its command stands."""
+    text = RESULTS.read_text(encoding="utf-8")
+    made = {path.stem for path in RESULTS.parent.glob("*.json")} | {path.stem for path in RESULTS.parent.glob("*.md")}
+    assert [stem for stem in sorted(made - {"README"}) if f"({stem}." not in text] == []
 
 
 def test_the_test_command_is_marked():
