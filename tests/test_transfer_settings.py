@@ -15,12 +15,12 @@ def settings(scripts):
 
 
 @pytest.fixture
-def run(settings, tiny_folder, tmp_path, monkeypatch):
+def run(settings, tiny_folder, word_file, tmp_path, monkeypatch):
     """A function that runs the transfers and returns the rows that it kept."""
 
     def kept(*arguments):
         path = tmp_path / "settings.json"
-        pairs = ["country-region:word-sentiment", "country-region+antonym:word-sentiment"]
+        pairs = [f"country-region:{word_file}", f"country-region+antonym:{word_file}"]
         sizes = ["--developments", "6", "0", "--samples", "4", "--shots", "2", "--queries", "4", "--pool", "30"]
         given = ["--pairs", *pairs, *sizes, "--seeds", "0", "--base_model", str(tiny_folder), "--json", str(path)]
         monkeypatch.setattr(sys, "argv", ["transfer_settings.py", *given, *arguments])
@@ -54,7 +54,7 @@ def test_every_setting(settings, run, tmp_path, monkeypatch, capsys):
     changes = [line for line in text.splitlines() if " − one source, 6 labelled examples of the target | " in line]
     assert len(changes) == 3
     assert all(line.count("(1 pair)") == 2 for line in changes), "the same target, in both measures"
-    assert "| country-region + antonym → word-sentiment | 0 |" in text
+    assert "| country-region + antonym → " in text
     assert (tmp_path / "settings.md").read_text() in text
 
     def fail(*_, **__):
