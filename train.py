@@ -29,7 +29,7 @@ from laai.checkpoints import CheckpointFiles, RunCheckpoint, newest_checkpoint
 from laai.compare import Method, compare
 from laai.data import FewShotDataModule, encode_training
 from laai.early_stopping import StopAtBest, StopAtLoss
-from laai.errors import UserError, another_process_stopped
+from laai.errors import UserError, between_processes
 from laai.files import check_name
 from laai.interruption import Interruption
 from laai.memory import peak_megabytes
@@ -216,7 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.write("\ninterrupted\n")
         sys.exit(130)
     except RuntimeError as error:
-        if (said := another_process_stopped(error)) is None:
+        if (said := between_processes(error)) is None:
             raise
         sys.stderr.write(f"error: {said}; to go on: the same command with --ckpt_path last\n")
         sys.exit(3)

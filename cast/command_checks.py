@@ -40,7 +40,7 @@ def trainer_of(devices: str, precision: str, nodes: int = 1) -> pl.Trainer:
         nodes: machines, each with so many devices.
 
     Raises:
-        UserError: there are not so many devices, no such precision, or one that would convert the model.
+        UserError: there are not so many devices or machines, no such precision, or one that would convert the model.
     """
     if devices != "auto" and not (devices.isdecimal() and int(devices) > 0):
         raise UserError(f"expected --devices as a number from 1 on, or auto, found {devices!r}")
@@ -57,8 +57,10 @@ def trainer_of(devices: str, precision: str, nodes: int = 1) -> pl.Trainer:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
+        if environment := getattr(trainer.strategy, "cluster_environment", None):
+            environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
     except (MisconfigurationException, ValueError, ImportError) as error:
-        asked = f"--devices {devices} --precision {precision}"
+        asked = f"--devices {devices} --num_nodes {nodes} --precision {precision}"
         raise UserError(f"expected devices and a precision that this machine has, found {asked}: {error}") from error
     cores = os.cpu_count() or 1
     if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:

@@ -35,7 +35,10 @@ def add_trainer_options(parser: Any, shared: str) -> None:
         "--devices", default="1", help=f"devices that share the {shared}: a number, or auto (default: 1)"
     )
     parser.add_argument(
-        "--num_nodes", type=int, default=1, help="machines with so many devices each, as torchrun or SLURM starts them"
+        "--num_nodes",
+        type=int,
+        default=1,
+        help="machines with so many devices each, as torchrun or SLURM starts them; an interrupted run starts anew",
     )
     parser.add_argument("--precision", default="32-true", help="Lightning's precision (default: 32-true)")
 
@@ -97,13 +100,17 @@ def _extract(options: Any) -> None:
     )  # fmt: skip
     if trainer.is_global_zero:
         path = vector.save(output)
-        discard(partial)
+        if trainer.num_nodes == 1:
+            discard(partial)
         sites = " and ".join(vector.sites)
         sys.stdout.write(
             f"{len(vector)} vectors at {sites} on layers {vector.layers[0]} to {vector.layers[-1]}: {path}\n"
         )
-        if (steadiness := vector.metadata["cast"]["steadiness"]) is not None:
-            sys.stdout.write(f"other samples, as many, would give a vector of cosine {steadiness:.2f} or so with it\n")
+        steady = [f"{cosine:.2f} at {site}" for site, cosine in vector.metadata["cast"].get("steadiness", {}).items()]
+        if steady:
+            sys.stdout.write(
+                f"as many other samples would give a vector of cosine {', '.join(steady)} with it, or so\n"
+            )
 
 
 def add_transfer(commands: Parsers) -> None:
@@ -202,7 +209,7 @@ def _transfer(options: Any) -> None:
         sys.stdout.write(f"vector: {found.vector.save(output)}\n")
     if table:
         write_json(table, {"source": options.source, "target": options.target} | found.as_json())
-    if partial:
+    if partial and trainer.num_nodes == 1:
         discard_all(partial)
 
 

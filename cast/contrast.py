@@ -123,18 +123,20 @@ class Contrast:
         few, zero, squares = self.sums / self._count()
         return {key: value.float() for key, value in self._split(squares - (few - zero).square()).items()}
 
-    def steadiness(self) -> float | None:
-        """The cosine to expect between the difference, all sites and layers as one vector, and that of other samples.
+    def steadiness(self) -> dict[str, float]:
+        """By site, the cosine to expect between the difference, all layers as one vector, and that of other samples.
 
-        Of as many: 1 − tr Σ / (n |m|²), with the mean m and the covariance Σ of n differences. Too high where
-        demonstrations are shared, which other samples would not have. None for a single sample.
+        Of as many: 1 − tr Σ / (n |m|²), with the mean m and the covariance Σ of n differences. That holds for samples
+        that are drawn independently, each with demonstrations of its own; what they share, others would not. Empty for
+        a single sample.
         """
-        count = self._count()
-        if count < 2:
-            return None
-        mean = torch.cat([value.double() for value in self.means().values()])
-        noise = torch.cat([value.double() for value in self.variances().values()]).sum() / (count - 1)
-        return max(0.0, 1 - float(noise / mean.square().sum()))
+        means, variances, count = self.means(), self.variances(), self._count()
+        found: dict[str, float] = {}
+        for site in {site for site, _ in means} if count > 1 else ():
+            size = sum(float(mean.double().square().sum()) for key, mean in means.items() if key[0] == site)
+            noise = sum(float(one.double().sum()) for key, one in variances.items() if key[0] == site) / (count - 1)
+            found[site] = round(max(0.0, 1 - noise / size), 3) if size else 0.0
+        return found
 
     def states(self) -> Iterator[tuple[Key, Tensor, Tensor]]:
         """(site, layer), zero-shot activations and differences, each (samples, width) fp32."""

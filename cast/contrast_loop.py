@@ -52,7 +52,9 @@ def run_all(
         name: for the progress bar; None for no bar.
 
     Raises:
-        UserError: `partial` holds something else, or the trainer's precision would convert the model.
+        UserError: `partial` holds something else, the trainer's precision would convert the model, activations are not
+            finite, or the trainer's processes have not the same model and samples. Where one of several processes
+            fails so, all raise once they have done what they can.
     """
     if trainer is not None:
         check_precision(trainer)
@@ -62,6 +64,7 @@ def run_all(
         contrast.restore(files_of(partial))
     todo, devices = contrast.missing(), 1 if trainer is None else trainer.world_size
     if devices > 1:
+        _ = contrast.fingerprint  # of the model as the user gave it: it is compared among the processes
         todo += [NOTHING] * (devices - len(todo))  # each device has to get something, or the others wait for it
     with tqdm(
         total=len(contrast), initial=int(contrast.done.sum()), desc=name, disable=name is None, leave=False
@@ -118,6 +121,7 @@ class _Work(pl.LightningModule):
         self._contrast, self._bar, self._partial = contrast, bar, partial
         hold(self, llm)
         self._rank, self._devices = 0, 1
+        self._error: UserError | None = None
         self._saved = time.monotonic()
 
     @property
@@ -134,26 +138,49 @@ class _Work(pl.LightningModule):
             self._contrast.set({name: torch.zeros_like(t) for name, t in self._contrast.tensors().items()})
         else:
             self.save()
-        self.trainer.strategy.barrier()
+        own = self._contrast.fingerprint if self._devices > 1 else ""
+        if own and self.trainer.strategy.broadcast(own) != own:
+            self._error = UserError(
+                "this process reads other samples, or another model, than the first: give all machines the same files, "
+                "and compare samples (--select) where embeddings come out alike"
+            )
+        self._raise_together()
         if self._rank and self._partial is not None:
             self._file().unlink(missing_ok=True)
 
     def predict_step(self, pairs: Tensor) -> None:
         """Run some pairs."""
         numbers = [pair for pair in pairs.tolist() if pair != NOTHING]
-        if not numbers:
+        if not numbers or self._error is not None:
             return
-        self._contrast.run(numbers)
+        try:
+            self._contrast.run(numbers)
+        except UserError as error:
+            if self._devices == 1:
+                raise
+            self._error = error  # the others wait for this process, and would be killed with it
+            return
         self._bar.update(min(len(numbers) * self._devices, len(self._contrast) - self._bar.n))
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
 
     def on_predict_end(self) -> None:
         """Add up what the devices have seen."""
+        self._raise_together()
         if self._devices > 1:
             reduce, seen = self.trainer.strategy.reduce, self._contrast.tensors()
             total = {name: reduce(t.to(self.device), reduce_op="sum") for name, t in seen.items()}
             self._contrast.set({name: torch.as_tensor(t).cpu() for name, t in total.items()})
+
+    def _raise_together(self) -> None:
+        """On every device, if there is an error on one."""
+        failed = torch.tensor(float(self._error is not None), device=self.device)
+        if self._devices > 1:
+            failed = torch.as_tensor(self.trainer.strategy.reduce(failed, reduce_op="sum"))
+        if self._error is not None:
+            raise self._error
+        if failed:
+            raise UserError("another process of this run stopped; its own output says why")
 
     def save(self) -> None:
         """Keep what this device has done."""

@@ -189,7 +189,7 @@ def transfer(
     steering.metadata["seen"] = seen_digests([e.input for e in examples], steering.metadata.get("seen"))
     methods = [Method("cast", None if refused else steering)]
     if "label prior" in baselines and calibrate:
-        prior = label_prior(model, 0.0 * vector, template, examples)
+        prior = label_prior(model, Intervention.zeros(model, "residual", [0]), template, examples)
         methods = ([] if prior is None else [Method("label prior", prior)]) + methods
     if "random direction" in baselines and choice.scale:
         draw = own_seed(seed, data.task.name, *(task.name for task in weights))

@@ -65,8 +65,8 @@ def extract(
             trainer, partial. The files of `partial` stay: call `cast.contrast_loop.discard` once the vector is saved.
 
     Returns:
-        One fp32 vector per site and layer, at scale 1, with the settings and the `steadiness` in its metadata: the
-        cosine to expect with the vector of other samples, see `Contrast.steadiness`.
+        One fp32 vector per site and layer, at scale 1, with the settings in its metadata and, of a random draw of more
+        examples with demonstrations of their own, the `steadiness`: the cosine to expect with another draw's vector.
 
     Raises:
         UserError: fewer than two examples, sizes below one, an encoder for `random`, which compares nothing, a trainer
@@ -88,7 +88,10 @@ def extract(
     settings |= {"strategy": strategy, "encoder": encoder, "shared_shots": shared_shots}
     settings |= {"from_selected": from_selected}
     template = Template(model.tokenizer, source, style)
-    return extract_from(model, template, *drawn, progress=progress, settings=settings, **options)
+    random = strategy == "random" and not (shared_shots or from_selected) and len(drawn.samples) < len(source.examples)
+    return extract_from(
+        model, template, *drawn, progress=progress, settings=settings, independent=random, **options
+    )  # fmt: skip
 
 
 def check_encoder(encoder: str | None, strategy: Strategy) -> None:
@@ -136,6 +139,7 @@ def extract_from(
     preserve_norm: bool = False,
     kind: Kind = "difference",
     settings: Mapping[str, object] | None = None,
+    independent: bool = False,
     **options: Any,
 ) -> Intervention:
     """Extract from given samples, each with its own demonstrations.
@@ -149,6 +153,8 @@ def extract_from(
         preserve_norm: the vector will leave the norm of each activation as it is.
         kind: `difference`, or `few_shot` for the mean few-shot activation alone (an ablation).
         settings: facts for the metadata.
+        independent: the samples are a random draw of more, each with demonstrations of its own: the metadata say how
+            steady the vector is then, see `Contrast.steadiness`.
         options: further arguments of `contrast_of`: site, layers, batch_size, trainer, partial, progress.
 
     Raises:
@@ -166,7 +172,8 @@ def extract_from(
     facts: dict[str, object] = {"source": template.task.name, "style": template.style, "kind": kind}
     labels = {shot.input for shown in demonstrations for shot in shown}  # a sample's own is not read
     facts |= {"labels": len(labels), "instruction": template.task.instruction} | dict(settings or {})
-    facts["steadiness"] = contrast.steadiness() if kind == "difference" else None
+    if independent and kind == "difference":  # few-shot states alone are alike whatever is shown
+        facts["steadiness"] = contrast.steadiness()
     return Intervention(
         contrast.means(difference=kind == "difference"),
         positions=positions, preserve_norm=preserve_norm, num_heads=heads,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
-from laai.errors import UserError, another_process_stopped
+from laai.errors import UserError, between_processes
 from laai.words import STYLES
 
 Parsers = Any  # argparse's own class for this has a private name
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
     except RuntimeError as error:
-        if (said := another_process_stopped(error)) is None:
+        if (said := between_processes(error)) is None:
             raise
         sys.stderr.write(f"error: {said}\n")
         sys.exit(3)

@@ -1,4 +1,4 @@
-"""The one exception that a user causes and can cure, and what is said when another process of the run has stopped."""
+"""The one exception that a user causes and can cure, and what is said of errors between the processes of a run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ class UserError(ValueError):
         super().__init__(shown if len(shown) <= LONGEST else f"{shown[: LONGEST // 2]} … {shown[-LONGEST // 2 :]}")
 
 
-def another_process_stopped(error: RuntimeError) -> str | None:
-    """One line, if that is what made a collective operation fail; None for an error of this process's own."""
+LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process")
+
+
+def between_processes(error: RuntimeError) -> str | None:
+    """One line for what went wrong between the processes of a run; None for an error of this process's own."""
     import torch.distributed
 
-    if not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
+    text = " ".join(str(error).split())
+    if not (isinstance(error, torch.distributed.DistError) or "gloo" in text):
         return None
-    found = " ".join(str(error).split()).split(". ")[0][:200]  # what follows is general advice
-    return f"another process of this run stopped ({found}); its own output says why"
+    found = text.split(". ")[0][:200]  # what follows is general advice
+    if any(sign in text for sign in LOST):
+        return f"another process of this run stopped ({found}); its own output says why"
+    return f"the processes of this run cannot reach each other ({found})"
