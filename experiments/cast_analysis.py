@@ -7,11 +7,12 @@
 Parts: `vectors` (cosines of tasks' difference vectors by layer, beside nulls; a PCA picture), `samples` (exact match
 against the number of source samples, CAST and cross-task few-shot, which see no other label of the source),
 `strategies` (which samples, at an equal budget), `variants` (few-shot activations alone, norms kept, centred on the
-mean over the sources of all --pairs, of which there must be two or more, one residual layer, all layers, a ridge map;
-forced choice too where the target has options), `wording` (vectors from one wording of the instruction under another),
-`profile` (layers and scales), `cost` (prompt tokens, cache bytes and time against prompting). Layers, scale and label
-prior come from --development labelled examples of the target, as in `laai transfer`. Every finished row is kept in the
-JSON file, and a run that was stopped goes on from there; the report and its pictures are written beside it.
+mean over the sources of all --pairs, of which there must be two or more, one residual layer, all layers, a ridge map,
+steered answers; forced choice too where the target has options), `wording` (vectors from one wording of the instruction
+under another), `profile` (layers and scales), `cost` (prompt tokens, cache bytes and time against prompting). Layers,
+scale and label prior come from --development labelled examples of the target, as in `laai transfer`. Every finished row
+is kept in the JSON file, and a run that was stopped goes on from there; the report and its pictures are written beside
+it.
 """
 
 from __future__ import annotations

@@ -61,7 +61,12 @@ def main() -> None:
     files = {name: json.loads(path.read_text()) for name, path in named.items()}
     cells = {name: completed(file["rows"]) for name, file in files.items()}
     facts = {name: {key: value for key, value in file.items() if key != "rows"} for name, file in files.items()}
-    rows = [row for path in options.vectors for row in json.loads(path.read_text())["parts"].get("vectors", [])]
+    vectors = {path.stem: json.loads(path.read_text()) for path in options.vectors}
+    models = {name: file.get("base_model") for name, file in (files | vectors).items()}
+    if len(set(models.values())) > 1:
+        parser.error(f"expected results of one model, found {', '.join(f'{n}: {m}' for n, m in models.items())}")
+    rows = [row for file in vectors.values() for row in file["parts"].get("vectors", [])]
+    facts |= {name: {key: value for key, value in file.items() if key != "parts"} for name, file in vectors.items()}
     text = report(cells, tables(rows), facts)
     write_atomically(options.output, lambda file: file.write_text(text))
     print(text)
@@ -77,17 +82,19 @@ def tables(rows: Sequence[Row]) -> Tables:
     return found
 
 
-def report(matrices: Mapping[str, Sequence[Cell]], cosines: Tables, facts: Mapping[str, Row] | None = None) -> str:
-    """The Markdown report, of each matrix' cells by source, target and seed, and the settings they were made with."""
+def report(matrices: Mapping[str, Sequence[Cell]], cosines: Tables, facts: Mapping[str, Row]) -> str:
+    """The Markdown report, of each matrix' cells by source, target and seed, and the settings of all files by name."""
     by_matrix = {name: pooled(cells) for name, cells in matrices.items()}
     by_seed = [cell for own in matrices.values() for cell in own]
     cells = [cell for own in by_matrix.values() for cell in own]
     sources, targets = ({cell["cast"][side] for cell in cells} for side in ("source", "target"))
     out = ["# What predicts a transfer", ""]
-    for name, own in matrices.items():
-        about = "; ".join(f"{key} {value}" for key, value in (facts or {}).get(name, {}).items())
-        seeds = sorted({cell["cast"]["seed"] for cell in own})
-        out.append(f"- {name}: {len(by_matrix[name])} pairs, seeds {seeds}{about and '; ' + about}")
+    for name, settings in facts.items():
+        about = [f"{key} {value}" for key, value in settings.items() if value is not None]
+        if name in matrices:
+            seeds = sorted({cell["cast"]["seed"] for cell in matrices[name]})
+            about = [f"{len(by_matrix[name])} pairs, seeds {seeds}", *about]
+        out.append(f"- {name}: {'; '.join(about)}")
     out += [
         "",
         f"{len(cells)} pairs of {len(sources)} sources and {len(targets)} targets. Spearman's rank correlation with",
@@ -122,10 +129,11 @@ def correlations(matrices: Mapping[str, Sequence[Cell]], cosines: Tables) -> lis
     cells, out = [cell for own in matrices.values() for cell in own], []
     groups = [("", cells), *((f"the same, {name}", own) for name, own in matrices.items() if len(matrices) > 1)]
     for title in (*cosines, DEVELOPMENT):
-        for told, own in groups:
+        apart = title == COSINES["centred_matrix"] and len(matrices) > 1  # each file takes off a mean of its own
+        for told, own in groups[1:] if apart else groups:
             gains = [[gain(cell, key) for cell in own] for key in GAINS]
             found = [_correlation(predicted(title, own, cosines), some, own) for some in gains]
-            out.append(f"| {told or title} | {' | '.join(found)} |")
+            out.append(f"| {told.replace('the same', title) if apart else told or title} | {' | '.join(found)} |")
         within = [
             within_targets(predicted(title, cells, cosines), [gain(cell, key) for cell in cells], cells)
             for key in GAINS

@@ -20,6 +20,7 @@ examples as the vector has samples, as far as --longest tokens allow, and has no
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 import time
 import warnings
@@ -33,6 +34,7 @@ from transfer_tasks import SUITES
 
 import laai
 from cast.words import STRATEGIES
+from laai.errors import UserError
 from laai.files import write_json
 from laai.words import SITES
 
@@ -86,7 +88,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     names = ("base_model", "pool", "samples", "shots", "queries", "development", "select", "site", "longest")
     facts = {name: getattr(options, name) for name in names} | {"skip": options.skip}
-    facts |= {"label_prior": options.label_prior, "hub": options.hub and options.hub.name}
+    facts |= {"label_prior": options.label_prior, "hub": options.hub and file_digest(options.hub)}
     kept = kept_results(parser, path, facts, options.report)
     facts, rows = {name: kept[name] for name in facts}, kept.get("rows", [])
     seeds = options.seeds or (sorted({r["seed"] for r in rows}) if options.report else [0])
@@ -119,6 +121,14 @@ def main() -> None:
         write_json(path, facts | {"rows": rows})
     shown = [r for r in rows if r["target"] in targets and r["source"] in (*sources, None) and r["seed"] in seeds]
     print(write_report(shown, facts, path))
+
+
+def file_digest(path: Path) -> str:
+    """Tells one file's content from another's: rows of tasks that were read otherwise do not mix."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise UserError(f"expected --hub as a file that can be read, found {path}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

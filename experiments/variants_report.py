@@ -27,9 +27,7 @@ def variants(rows: Sequence[Row]) -> list[str]:
     names = list(dict.fromkeys(r["variant"] for r in rows))
     notes = [f"`{name}` {note}" for name, note in told.items() if name in names]
     if bare := [f"`{name}`" for name in NO_PRIOR if name in names]:
-        notes.append(
-            f"without a label prior, and compared with `no label prior` where that was measured: {', '.join(bare)}"
-        )
+        notes.append(f"without a label prior, and compared with a difference that has none either: {', '.join(bare)}")
     out += ["; ".join([*notes, "forced choice is over targets with options."]), ""]
     heads = ["vector", "exact match", "− difference", "− zero-shot", "forced choice", "− difference", "− zero-shot"]
     out += [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * 6]
@@ -47,6 +45,8 @@ def variants(rows: Sequence[Row]) -> list[str]:
 
 
 def _alike(rows: Sequence[Row], measure: str, variant: str) -> dict[Cell, float]:
-    """Of the plain difference, with a label prior where the variant can have one."""
-    plain = cells(rows, measure, variant="difference")
-    return plain | cells(rows, measure, variant="no label prior") if variant in NO_PRIOR else plain
+    """Of the plain difference, for a variant that can have no label prior without one."""
+    if variant not in NO_PRIOR:
+        return cells(rows, measure, variant="difference")
+    bare = [r for r in rows if not r["place"]["label_prior"]]
+    return cells(bare, measure, variant="difference") | cells(rows, measure, variant="no label prior")

@@ -195,7 +195,7 @@ def test_a_single_source_has_no_centre(analysis, run, capsys):
 
 def rows_of(sources, **more):
     """Rows of two seeds, right on two of four queries, zero-shot on one."""
-    row = {"target": "t", "exact": [1, 1, 0, 0], "zero": [1, 0, 0, 0], "gain": 0.5}
+    row = {"target": "t", "exact": [1, 1, 0, 0], "zero": [1, 0, 0, 0], "gain": 0.5, "place": {"label_prior": False}}
     return [row | {"source": s, "seed": seed} | more for s in sources for seed in (0, 1)]
 
 
@@ -225,14 +225,15 @@ def test_rows_over_fewer_pairs_say_so(analysis):
 
 
 def test_variants_without_a_label_prior_are_compared_with_a_vector_without_one(analysis):
-    """Where that was measured: a pair without options has no prior to take off."""
-    rows = rows_of("ab", variant="difference") + rows_of("a", variant="no label prior", exact=[1, 0, 0, 0])
+    """A pair without options has no prior to take off; one whose prior was not taken off is compared with nothing."""
+    rows = rows_of("ac", variant="difference", place={"label_prior": True}) + rows_of("b", variant="difference")
+    rows += rows_of("a", variant="no label prior", exact=[1, 0, 0, 0]) + rows_of("c", variant="norm kept")
     rows += rows_of("a", variant="ridge", exact=[1, 1, 1, 0]) + rows_of("b", variant="norm kept", exact=[1, 1, 1, 0])
     text = "\n".join(analysis[1].variants(rows))
-    assert "| no label prior | 0.250 (1 of 2 pairs) | -0.250 (1 pair) |" in text
-    assert "| ridge | 0.750 (1 of 2 pairs) | +0.500 (1 pair) |" in text
-    assert "| norm kept | 0.750 (1 of 2 pairs) | +0.250 (1 pair) |" in text
-    assert "where that was measured: `ridge`, `norm kept`" in text
+    assert "| no label prior | 0.250 (1 of 3 pairs) | -0.250 (1 pair) |" in text
+    assert "| ridge | 0.750 (1 of 3 pairs) | +0.500 (1 pair) |" in text
+    assert "| norm kept | 0.625 (2 of 3 pairs) | +0.250 (1 pair) |" in text
+    assert "a difference that has none either: `ridge`, `norm kept`" in text
 
 
 def test_samples_of_other_numbers_of_labels_are_not_reported(analysis, tmp_path):

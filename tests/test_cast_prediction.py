@@ -87,6 +87,31 @@ def test_known_predictors(prediction, files, monkeypatch, capsys):
         prediction.main()
 
 
+def test_two_matrices(prediction, files, monkeypatch, capsys):
+    """Each has lines of its own, and settings; results of another model are refused."""
+    found = json.loads((files / "matrix.json").read_text())
+    (files / "other.json").write_text(json.dumps({"samples": 7} | found))
+    paths = [
+        "--matrix",
+        str(files / "matrix.json"),
+        str(files / "other.json"),
+        "--vectors",
+        str(files / "vectors.json"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["cast_prediction.py", *paths, "--output", str(files / "out.md")])
+    prediction.main()
+    text = (files / "out.md").read_text()
+    assert "- other: 5 pairs, seeds [0]; samples 7" in text
+    lines = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines()]
+    assert lines.count("the same, other") == 3, "two cosines and the gain on development examples"
+    assert "cosine, less the mean over tasks, other" in lines
+    assert "cosine, less the mean over tasks" not in lines, "each takes off a mean of its own"
+    (files / "other.json").write_text(json.dumps({"base_model": "larger"} | found))
+    with pytest.raises(SystemExit):
+        prediction.main()
+    assert "expected results of one model, found matrix: None, other: larger" in capsys.readouterr().err
+
+
 def test_what_was_not_measured_is_left_out(prediction, files):
     rows = json.loads((files / "matrix.json").read_text())["rows"]
     for row in rows:
@@ -94,7 +119,7 @@ def test_what_was_not_measured_is_left_out(prediction, files):
             row["nll"], row["choice_of_place"]["gain"] = None, None
     cells = prediction.pooled(prediction.completed(rows))
     assert [prediction.gain(c, "nll") is None for c in cells] == [True, False, False, False, False]
-    text = prediction.report({"one": prediction.completed(rows)}, prediction.tables([]))
+    text = prediction.report({"one": prediction.completed(rows)}, prediction.tables([]), {})
     (line,) = [line for line in text.splitlines() if line.startswith("| gain on development examples |")]
     assert line.count("(4 pairs)") == 3
 

@@ -122,3 +122,36 @@ def test_what_a_cell_has_is_not_measured_again(matrix, monkeypatch, tiny_folder,
         return {row["method"]: (row["exact"], row["choice"], row["nll"]) for row in rows}
 
     assert results(again["rows"]) == results(found["rows"])
+
+
+def test_rows_of_another_file_of_hub_tasks_do_not_mix(matrix, monkeypatch, tiny_folder, folder, capsys):
+    """Nor do those of one that was changed; the file names tasks by any name, here by their folders."""
+    hub = folder / "hub.json"
+    tasks = {name: {"task": str(folder / name), "columns": {}} for name in ("one", "two", "three")}
+    hub.write_text(json.dumps(tasks))
+    few = ["--skip", "cross-task few-shot", "random direction", "random samples", "each site", "--hub", str(hub)]
+    found = run(matrix, monkeypatch, tiny_folder, folder, "--targets", "two", *few)
+    assert run(matrix, monkeypatch, tiny_folder, folder, "--targets", "two", *few) == found
+    hub.write_text(json.dumps(tasks | {"two": tasks["two"] | {"instruction": "Choose."}}))
+    for given in (few, few[:-2]):
+        with pytest.raises(SystemExit):
+            run(matrix, monkeypatch, tiny_folder, folder, "--targets", "two", *given)
+        assert "other settings" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(matrix, monkeypatch, tiny_folder, folder, "--hub", str(folder / "none.json"))
+    assert "expected --hub as a file that can be read" in capsys.readouterr().err
+
+
+def test_no_label_prior_where_options_are_alike_by_chance(matrix, monkeypatch, tiny_folder, folder):
+    """One example of many has other options: the few that are drawn may not show it."""
+    path = folder / "two" / "train.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert "label prior" in methods(run(matrix, monkeypatch, tiny_folder, folder, "--targets", "two"))
+    (folder / "out.json").unlink()
+    rows[0]["choices"] = ["red", "dark blue", "green"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "label prior" not in methods(run(matrix, monkeypatch, tiny_folder, folder, "--targets", "two"))
+
+
+def methods(found):
+    return {row["method"] for row in found["rows"]}

@@ -18,6 +18,7 @@ from laai.cli import main
 from laai.errors import UserError
 from laai.files import check_output
 from laai.intervention import Intervention
+from tests.forked import torchrun_place
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +76,14 @@ def test_slips_in_extract_are_told_before_the_model_loads(capsys, no_model, extr
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     assert said in refused(capsys, [*extraction, *options])
+
+
+def test_machines_that_do_not_add_up_are_told_before_the_model_loads(capsys, no_model, extraction, monkeypatch):
+    place = torchrun_place(0, 2, "29500") | {"WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    line = refused(capsys, [*extraction, "--num_nodes", "2"])
+    assert "found --devices 1 --num_nodes 2 --precision 32-true: " in line
 
 
 @pytest.mark.parametrize(
