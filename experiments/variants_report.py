@@ -48,5 +48,5 @@ def _alike(rows: Sequence[Row], measure: str, variant: str) -> dict[Cell, float]
     """Of the plain difference, for a variant that can have no label prior without one."""
     if variant not in NO_PRIOR:
         return cells(rows, measure, variant="difference")
-    bare = [r for r in rows if not r["place"]["label_prior"]]
+    bare = [r for r in rows if not r["place"].get("label_prior")]
     return cells(bare, measure, variant="difference") | cells(rows, measure, variant="no label prior")
