@@ -144,6 +144,7 @@ def add_transfer(commands: Parsers) -> None:
     parser.add_argument(
         "--no_label_prior", action="store_true", help="leave the vector's leaning to some labels as it is"
     )
+    parser.add_argument("--by_layer", action="store_true", help="choose a scale for each sixth of the layers: slower")
     parser.add_argument("--output", help="write the chosen vector to this file")
     parser.add_argument("--json", help="write the choice and the rows to this file")
     add_trainer_options(parser, "samples and test queries")
@@ -187,7 +188,7 @@ def _transfer(options: Any) -> None:
     found = transfer(
         model, sources, target, development=options.development, test=options.test, refuse=not options.always,
         site=SITES if options.site == "both" else options.site, centre=centre, trainer=trainer, partial=partial,
-        calibrate=not options.no_label_prior, **chosen,
+        calibrate=not options.no_label_prior, by_layer=options.by_layer, **chosen,
     )  # fmt: skip
     if not trainer.is_global_zero:
         return

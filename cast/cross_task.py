@@ -93,6 +93,7 @@ def transfer(
     site: Site | Sequence[Site] = SITES,
     refuse: bool = True,
     calibrate: bool = True,
+    by_layer: bool = False,
     centre: Sequence[Task | str] = (),
     baselines: Sequence[str] = BASELINES,
     style: Style = "plain",
@@ -122,6 +123,7 @@ def transfer(
         calibrate: add the `label_prior` that makes labels equally likely over the development examples, to the vector
             and to the controls, where all examples of the target have the same labels. The baseline `label prior` is
             that of the model without a vector.
+        by_layer: look for a scale for each sixth of the depth too, see `scale_by_layer`; at `heads` alone.
         centre: tasks whose mean vector is taken off, see `centred`.
         baselines: which of `BASELINES` to measure beside it.
         style: prompt style.
@@ -165,7 +167,8 @@ def transfer(
         return extract(model, task, partial=kept, **(options | changes))
 
     def chosen(vector: Intervention) -> Choice:
-        found = choose_place(model, vector, template, examples, calibrate=calibrate, scales=scales, progress=progress)
+        how: dict[str, Any] = {"calibrate": calibrate, "by_layer": by_layer, "scales": scales, "progress": progress}
+        found = choose_place(model, vector, template, examples, **how)
         return found if trainer is None else trainer.strategy.broadcast(found)  # all processes test the same
 
     middle = [extracted(without(one, seen)) for one, _ in weighted(centre)] if centre else []

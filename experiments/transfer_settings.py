@@ -6,9 +6,9 @@
 By `cast.transfer` itself. Each of --pairs is SOURCE[+SOURCE...]:TARGET; the vector of several sources is their mean,
 and --samples counts over all of them. Layers, scale and label prior come from as many labelled examples of the target
 as --developments says; with 0, layers and scale come from examples of the (first) source, which are no samples at any
-setting, and there is no label prior. The vector is applied whatever the rule that refuses says of it; `cast, if it
-helps` obeys. Every finished transfer is kept in the JSON file, and a run that was stopped goes on from there; the
-report is written beside it.
+setting, and there is no label prior. With --by_layer a scale is chosen for each sixth of the layers besides. The vector
+is applied whatever the rule that refuses says of it; `cast, if it helps` obeys. Every finished transfer is kept in the
+JSON file, and a run that was stopped goes on from there; the report is written beside it.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", default=PAIRS, help="SOURCE[+SOURCE...]:TARGET")
     parser.add_argument("--data", type=Path, help="folder with one folder for each task")
     parser.add_argument("--developments", type=int, nargs="+", default=[12, 0], help="target examples to choose on")
+    parser.add_argument("--by_layer", action="store_true", help="choose a scale for each sixth of the layers too")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--samples", type=int, default=12, help="samples of all sources together (default: 12)")
     parser.add_argument("--shots", type=int, default=4, help="demonstrations in few-shot prompts (default: 4)")
@@ -79,7 +80,8 @@ def main() -> None:
         for pair in options.pairs
         for development in options.developments
     ]
-    done = {(row["seed"], row["source"], row["target"], row["development"]) for row in rows}
+    own = [row for row in rows if row["by_layer"] == options.by_layer]
+    done = {(row["seed"], row["source"], row["target"], row["development"]) for row in own}
     missing = [] if options.report else [one for one in wanted if one not in done]
     model = laai.load_model(options.base_model) if missing else None
     for number, (seed, source, target, development) in enumerate(missing, 1):
@@ -107,9 +109,11 @@ def measured(
         pools = [without(pool, {example.input for example in held_out}) for pool in pools]
     found = cast.transfer(
         model, pools, task, development=development, test=options.queries, samples=options.samples // len(names),
-        shots=options.shots, refuse=False, baselines=BASELINES, seed=seed, progress=False, batch_size=4,
+        shots=options.shots, refuse=False, by_layer=options.by_layer, baselines=BASELINES, seed=seed, progress=False,
+        batch_size=4,
     )  # fmt: skip
-    about = {"source": source, "target": target, "seed": seed, "development": development}
+    about: Row = {"source": source, "target": target, "seed": seed, "development": development}
+    about["by_layer"] = options.by_layer
     place = {"layers": [found.choice.layers[0], found.choice.layers[-1]], "scale": found.choice.scale}
     about |= {"helps": found.choice.helps, "site": found.choice.site, "chosen_on": found.chosen_on} | place
     rows = [about | {"method": e.method.name} | answers(e) for e in found.evaluations]
@@ -129,11 +133,8 @@ def report(rows: Sequence[Row], facts: Row) -> str:
     out = ["# Transfers without labels, and from more sources", ""]
     out += [", ".join(f"{name} {value}" for name, value in facts.items()) + ".", "", over(rows), ""]
     settings: dict[str, list[Row]] = {}
-    for several in (False, True):
-        for development in sorted({row["development"] for row in rows}, reverse=True):
-            own = [r for r in rows if ("+" in r["source"]) == several and r["development"] == development]
-            if own:
-                settings[told(several, development)] = own
+    for row in sorted(rows, key=lambda r: ("+" in r["source"], r["by_layer"], -r["development"])):
+        settings.setdefault(told("+" in row["source"], row["development"], row["by_layer"]), []).append(row)
     for title, own in settings.items():
         out += [f"## {title[0].upper()}{title[1:]}", ""]
         out += ["| method | exact match | − zero-shot | forced choice | − zero-shot |", "| --- |" + " ---: |" * 4]
@@ -152,20 +153,21 @@ def report(rows: Sequence[Row], facts: Row) -> str:
         changes = [difference(by_target(settings[other], m), by_target(settings[one], m)) for m in MEASURES]
         out.append(f"| {other} − {one} | {' | '.join(changes)} |")
     out += ["", "## By transfer (mean over seeds), exact match / forced choice", ""]
-    out += ["| sources → target | labels | zero-shot | cast | random direction |", "| --- |" + " ---: |" * 4]
-    for source, target, development in dict.fromkeys((r["source"], r["target"], r["development"]) for r in rows):
-        only = {"source": source, "target": target, "development": development}
-        shown = [
-            " / ".join(_short(list(cells(rows, measure, method=method, **only).values())) for measure in MEASURES)
-            for method in ("zero-shot", "cast", "random direction")
-        ]
-        out.append(f"| {source.replace('+', ' + ')} → {target} | {development} | {' | '.join(shown)} |")
+    out += ["| sources → target | setting | zero-shot | cast | random direction |", "| --- | --- |" + " ---: |" * 3]
+    for title, own in settings.items():
+        for source, target in dict.fromkeys((r["source"], r["target"]) for r in own):
+            shown = [
+                " / ".join(_short(cells(own, m, method=method, source=source, target=target)) for m in MEASURES)
+                for method in ("zero-shot", "cast", "random direction")
+            ]
+            out.append(f"| {source.replace('+', ' + ')} → {target} | {title} | {' | '.join(shown)} |")
     return "\n".join(out) + "\n"
 
 
-def told(several: bool, development: int) -> str:
+def told(several: bool, development: int, by_layer: bool) -> str:
     """A setting in words."""
-    return f"{'several sources' if several else 'one source'}, {development or 'no'} labelled examples of the target"
+    sources = "several sources" if several else "one source"
+    return f"{sources}, {development or 'no'} labelled examples of the target{', scale by layer' if by_layer else ''}"
 
 
 def by_target(rows: Sequence[Row], measure: str) -> dict[Cell, float]:
@@ -173,8 +175,8 @@ def by_target(rows: Sequence[Row], measure: str) -> dict[Cell, float]:
     return {(f"→ {name.split(' → ')[1]}", seed): v for (name, seed), v in cells(rows, measure, method="cast").items()}
 
 
-def _short(values: Sequence[float]) -> str:
-    return f"{sum(values) / len(values):.2f}" if values else "-"
+def _short(found: dict[Cell, float]) -> str:
+    return f"{sum(found.values()) / len(found):.2f}" if found else "-"
 
 
 if __name__ == "__main__":

@@ -55,14 +55,21 @@ def test_every_setting(settings, run, tmp_path, monkeypatch, capsys):
     assert len(changes) == 3
     assert all(line.count("(1 pair)") == 2 for line in changes), "the same target, in both measures"
     assert "| country-region + antonym → " in text
-    assert (tmp_path / "settings.md").read_text() in text
+    more = run("--by_layer", "--developments", "6")
+    assert more[: len(rows)] == rows
+    assert {(r["source"], r["development"], r["by_layer"]) for r in more[len(rows) :]} == {
+        ("country-region", 6, True),
+        ("country-region+antonym", 6, True),
+    }
+    assert "## One source, 6 labelled examples of the target, scale by layer" in capsys.readouterr().out
 
     def fail(*_, **__):
         raise AssertionError("measured again")
 
     monkeypatch.setattr(settings.cast, "transfer", fail)
-    assert run() == rows
-    assert run("--samples", "3", "--report") == rows, "a report runs nothing, and takes the file's own settings"
+    assert run() == more
+    assert (tmp_path / "settings.md").read_text() in capsys.readouterr().out
+    assert run("--samples", "3", "--report") == more, "a report runs nothing, and takes the file's own settings"
     with pytest.raises(SystemExit):
         run("--samples", "3")
     assert "other settings" in capsys.readouterr().err

@@ -74,6 +74,16 @@ def test_the_answer_can_be_steered_too(tiny, word_task, other_task):
     assert found.as_json()["label_prior"] is None
 
 
+def test_a_scale_for_each_part_of_the_layers_on_demand(tiny, word_task, other_task, monkeypatch):
+    asked, real = [], module.choose_place
+    monkeypatch.setattr(module, "choose_place", lambda *a, **k: (asked.append(k["by_layer"]), real(*a, **k))[1])
+    options = {"site": "heads", "baselines": [], "refuse": False, **SMALL}
+    whole, parts = (transfer(tiny, other_task, word_task, by_layer=by_layer, **options) for by_layer in (False, True))
+    assert asked == [False, True]
+    assert parts.choice.gain >= whole.choice.gain
+    assert whole.choice.factors == ()
+
+
 def test_prompting_shows_as_many_source_examples_as_the_vector_has_samples(tiny, word_task, other_task, monkeypatch):
     """Of the heaviest source; those that fit, the first ones of the draw."""
     small = SMALL | {"baselines": ["cross-task few-shot"], "samples": 9}
