@@ -25,7 +25,7 @@ LABELS = {
 
 
 def write_report(rows: list[Row], facts: Row, path: Path) -> str:
-    """Write PATH.md and PATH.png beside the JSON file; returns the report."""
+    """Write PATH.md, and PATH.png where there is a curve to draw, beside the JSON file; returns the report."""
     text = report(rows, facts)
     write_atomically(path.with_suffix(".md"), lambda file: file.write_text(text))
     draw(rows, path.with_suffix(".png"))
@@ -113,18 +113,20 @@ def report(rows: list[Row], facts: Row) -> str:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Exact match against number of examples, and against steps where these were asked for: one line a start.
+    """Exact match against numbers of examples, and against steps where these were asked for: one line a start.
 
-    Over the tasks and seeds that all starts have run, which lines that are compared have in common.
+    Nothing of a single number and no steps. Over the tasks and seeds that all starts have run, which lines that are compared have in common.
     """
+    starts, sizes = list(dict.fromkeys(r["start"] for r in rows)), sorted({r["size"] for r in rows})
+    stepped = [size for size in sizes if any(r["size"] == size and r["at_step"] is not None for r in rows)]
+    panels: list[int | None] = [None] * (len(sizes) > 1) + stepped
+    if not panels:
+        return
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    starts, sizes = list(dict.fromkeys(r["start"] for r in rows)), sorted({r["size"] for r in rows})
-    stepped = [size for size in sizes if any(r["size"] == size and r["at_step"] is not None for r in rows)]
-    panels: list[int | None] = [None] * (len(sizes) > 1 or not stepped) + stepped
     figure, axes = pyplot.subplots(
         1, len(panels), figsize=(1.5 + 5.7 * len(panels), 4.2), layout="constrained", squeeze=False, sharey=True
     )

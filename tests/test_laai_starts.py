@@ -56,12 +56,13 @@ def test_every_start(run, study, tmp_path, monkeypatch, capsys):
     assert told == of_others | {(1, "random"), (2, "similar"), (2, "blend")}
 
 
-def test_learning_by_the_likelihood_alone(run, study, monkeypatch):
+def test_learning_by_the_likelihood_alone(run, study, tmp_path, monkeypatch):
     monkeypatch.setattr(study[0], "STEPS", 3)
     seen, module = [], study[0].LAAIModule
     monkeypatch.setattr(study[0], "LAAIModule", lambda *a, **o: (seen.append(m := module(*a, **o)), m)[1])
     run("--sizes", "2", "--starts", "zero", "prior", "--distill", "0")
     assert [m.distill for m in seen] == [0.0, 0.0]
+    assert not (tmp_path / "starts.png").exists(), "one number of examples makes no curve"
     assert [m.prior for m in seen] == ["zero", "start"]
     with pytest.raises(SystemExit):
         run("--sizes", "2", "--starts", "zero")
