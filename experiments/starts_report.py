@@ -115,7 +115,8 @@ def report(rows: list[Row], facts: Row) -> str:
 def draw(rows: list[Row], path: Path) -> None:
     """Exact match against numbers of examples, and against steps where these were asked for: one line a start.
 
-    Nothing of a single number and no steps. Over the tasks and seeds that all starts have run, which lines that are compared have in common.
+    Over the tasks and seeds that all starts have run, which lines that are compared have in common. Nothing of a
+    single number and no steps.
     """
     starts, sizes = list(dict.fromkeys(r["start"] for r in rows)), sorted({r["size"] for r in rows})
     stepped = [size for size in sizes if any(r["size"] == size and r["at_step"] is not None for r in rows)]
