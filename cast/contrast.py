@@ -132,7 +132,7 @@ class Contrast:
         """
         means, variances, count = self.means(), self.variances(), self._count()
         found: dict[str, float] = {}
-        for site in {site for site, _ in means} if count > 1 else ():
+        for site in dict.fromkeys(site for site, _ in means) if count > 1 else ():
             size = sum(float(mean.double().square().sum()) for key, mean in means.items() if key[0] == site)
             noise = sum(float(one.double().sum()) for key, one in variances.items() if key[0] == site) / (count - 1)
             found[site] = round(max(0.0, 1 - noise / size), 3) if size else 0.0

@@ -19,6 +19,7 @@ class UserError(ValueError):
 
 
 LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process")
+"""What is said where another process is gone, rather than out of reach."""
 
 
 def between_processes(error: RuntimeError) -> str | None:
