@@ -12,7 +12,6 @@ methods: `laai-zero` learns from zero vectors, `laai-all` learns on all layers i
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import warnings
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from resuming import ends_in_one_line
+from resuming import ends_in_one_line, kept_results
 
 import cast
 import laai
@@ -52,12 +51,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     facts = {"base_model": options.base_model, "num_examples": options.num_examples, "test": options.test}
-    rows: list[Row] = []
-    if options.json.exists():
-        kept = json.loads(options.json.read_text())
-        if {name: kept[name] for name in facts} != facts:
-            parser.error(f"{options.json} holds results of other settings; move it away or name another --json")
-        rows = kept["rows"]
+    rows: list[Row] = kept_results(parser, options.json, facts).get("rows", [])
     model: LanguageModel | None = None
     for seed in options.seeds:
         for task in options.tasks:
