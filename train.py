@@ -26,7 +26,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from cast import CastStart, best_scale
 from laai.ablation import layer_effects
 from laai.checkpoints import CheckpointFiles, RunCheckpoint, newest_checkpoint
-from laai.compare import Method, compare
+from laai.evaluation import Method, compare
 from laai.data import FewShotDataModule, encode_training
 from laai.early_stopping import StopAtBest, StopAtLoss
 from laai.errors import UserError, between_processes

@@ -18,7 +18,7 @@ from cast.extraction import extract
 from cast.label_prior import label_prior, with_label_prior
 from cast.mixing import centred, combined, of_equal_norm, own_seed
 from cast.place import choose_place
-from laai.compare import Evaluation, Method, compare
+from laai.evaluation import Evaluation, Method, compare
 from laai.data import FewShotDataModule
 from laai.errors import UserError
 from laai.intervention import Intervention

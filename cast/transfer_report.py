@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from cast.choice import FEWEST, Choice
-from laai.compare import Evaluation
+from laai.evaluation import Evaluation
 from laai.metrics import paired_interval
 
 

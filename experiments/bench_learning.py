@@ -14,7 +14,7 @@ from bench_common import Row, faster, in_turn, peak_above, prompts_of_length, re
 from bench_peers import Ask, beft_step, lora_step
 
 import laai
-from laai.compare import Method, compare
+from laai.evaluation import Method, compare
 from laai.data import FewShotDataModule, encode_training
 from laai.default_model import default_model_folder
 from laai.forward import mean_nll

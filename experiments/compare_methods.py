@@ -24,7 +24,7 @@ from resuming import ends_in_one_line, kept_results
 import cast
 import laai
 from cast.mixing import of_equal_norm
-from laai.compare import Method, compare
+from laai.evaluation import Method, compare
 from laai.data import FewShotDataModule, encode_training
 from laai.files import write_json
 from laai.intervention import Intervention

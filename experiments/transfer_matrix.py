@@ -21,7 +21,7 @@ from cast.mixing import of_equal_norm, own_seed
 from cast.place import choices_by_site, likeliest
 from cast.words import Strategy
 from laai.batches import Reuse
-from laai.compare import Method, compare
+from laai.evaluation import Method, compare
 from laai.data import FewShotDataModule
 from laai.evaluate import Measured
 from laai.intervention import Intervention

@@ -28,7 +28,7 @@ from transfer_tasks import find_task, thinned
 import cast
 import laai
 from cast.cross_task import source_development, without
-from laai.compare import Evaluation
+from laai.evaluation import Evaluation
 from laai.data import FewShotDataModule
 from laai.files import write_atomically, write_json
 from laai.models import LanguageModel

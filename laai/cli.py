@@ -225,7 +225,7 @@ def _evaluate(options: Any) -> None:
 
     import lightning.pytorch as pl
 
-    from laai.compare import Method, compare
+    from laai.evaluation import Method, compare
     from laai.data import FewShotDataModule
     from laai.files import check_output, write_json
     from laai.noise import ignore_chatter

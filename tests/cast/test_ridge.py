@@ -8,7 +8,7 @@ import torch
 from cast.extraction import contrast_of
 from cast.ridge import RidgeMap, fit_ridge, ridge
 from cast.samples import draw
-from laai.compare import Method, compare
+from laai.evaluation import Method, compare
 from laai.errors import UserError
 from laai.intervention import Intervention
 from laai.prompts import Template

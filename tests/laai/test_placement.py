@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cast import CastStart
-from laai.compare import Evaluation, Method
+from laai.evaluation import Evaluation, Method
 from laai.errors import UserError
 from laai.intervention import Intervention
 from laai.models import load_model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from laai.compare import Method, compare
+from laai.evaluation import Method, compare
 from laai.progress import StepProgress
 
 

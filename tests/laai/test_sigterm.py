@@ -10,7 +10,7 @@ import pytest
 from cast.contrast import Contrast
 from cast.extraction import extract
 from laai import compare as comparing
-from laai.compare import Method, compare
+from laai.evaluation import Method, compare
 from laai.intervention import Intervention
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from laai import compare as comparing
-from laai.compare import Method, compare
+from laai.evaluation import Method, compare
 from laai.errors import UserError
 from laai.evaluate import measure
 from laai.intervention import Intervention
