@@ -24,22 +24,25 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cast import CastStart, best_scale
-from laai.ablation import layer_effects
-from laai.checkpoints import CheckpointFiles, RunCheckpoint, newest_checkpoint
-from laai.evaluation import Method, compare
-from laai.data import FewShotDataModule, encode_training
-from laai.early_stopping import StopAtBest, StopAtLoss
 from laai.errors import UserError, between_processes
+from laai.evaluation import Method, answers_markdown, compare, markdown_table, print_table, write_results
 from laai.files import check_name
-from laai.interruption import Interruption
-from laai.memory import peak_megabytes
-from laai.module import LAAIModule
-from laai.monitor import Monitor, log_effects, log_outcome, log_texts
-from laai.noise import ignore_noise
-from laai.placement import move
-from laai.progress import StepProgress
-from laai.report import answers_markdown, markdown_table, print_table, write_results
-from laai.run_folder import claim_version, folder_options, with_csv
+from laai.learn import Interruption, LAAIModule, Monitor, StopAtBest, StopAtLoss, layer_effects, log_effects
+from laai.models import move, peak_megabytes
+from laai.runtime import (
+    CheckpointFiles,
+    FewShotDataModule,
+    RunCheckpoint,
+    StepProgress,
+    claim_version,
+    encode_training,
+    folder_options,
+    ignore_noise,
+    log_outcome,
+    log_texts,
+    newest_checkpoint,
+    with_csv,
+)
 from laai.tasks import Task, load_task
 
 register_type(Task, deserializer=load_task)  # else the parser reads a task's file as if it held settings

@@ -9,22 +9,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cast.cross_task import transfer
-    from cast.extraction import extract, extract_from, extract_own
-    from cast.label_prior import with_label_prior
-    from cast.mixing import centred
-    from cast.scale import best_scale
-    from cast.start import CastStart
+    from cast.extraction import best_scale, centred, extract, extract_from, extract_own, with_label_prior
+    from cast.transfers import transfer
+    from laai.learn import CastStart
 
 _HOMES = {
-    "CastStart": "cast.start",
-    "best_scale": "cast.scale",
-    "centred": "cast.mixing",
+    "CastStart": "laai.learn",
+    "best_scale": "cast.extraction",
+    "centred": "cast.extraction",
     "extract": "cast.extraction",
     "extract_from": "cast.extraction",
     "extract_own": "cast.extraction",
-    "transfer": "cast.cross_task",
-    "with_label_prior": "cast.label_prior",
+    "transfer": "cast.transfers",
+    "with_label_prior": "cast.extraction",
 }
 __all__ = [
     "CastStart",

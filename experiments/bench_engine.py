@@ -28,9 +28,8 @@ from bench_learning import AUTO_TASKS, auto_means, auto_rows, growth_rows, step_
 from bench_peers import Ask, PeerError, peer_worker, peers_python
 
 import laai
-from laai.default_model import default_model_folder
 from laai.files import write_json
-from laai.models import LanguageModel
+from laai.models import LanguageModel, default_model_folder
 
 RESULTS = Path(__file__).parent / "results"
 Section = Callable[[LanguageModel, Ask | None], list[Row]]

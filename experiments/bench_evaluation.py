@@ -12,15 +12,12 @@ from transformers import DynamicCache
 
 import cast
 import laai
-from cast.samples import draw
-from laai.evaluate import measure
-from laai.forward import answer_logits, token_nll
-from laai.hooks import record_last_token
-from laai.intervention import Intervention
-from laai.layers import find_decoder
-from laai.models import LanguageModel
+from cast.extraction import draw
+from laai.engine import answer_logits, sweep, token_nll
+from laai.evaluation import measure
+from laai.models import LanguageModel, find_decoder
 from laai.prompts import IGNORE, Prompt, Template, collate
-from laai.sweep import sweep
+from laai.steering import Intervention, record_last_token
 
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
 
@@ -129,7 +126,7 @@ def generation_rows(model: LanguageModel, quick: bool = False, prompt_tokens: in
             with vector.on(model):
                 llm.generate(ids, **options, **kept)
 
-    from laai.prefix import prefix_of
+    from laai.engine import prefix_of
 
     prefix = prefix_of(llm, ids[:, :-1], torch.ones_like(ids[:, :-1]))
     ways: dict[str, Callable[[], object]] = {

@@ -14,17 +14,14 @@ from bench_common import Row, faster, in_turn, peak_above, prompts_of_length, re
 from bench_peers import Ask, beft_step, lora_step
 
 import laai
+from laai.engine import mean_nll
 from laai.evaluation import Method, compare
-from laai.data import FewShotDataModule, encode_training
-from laai.default_model import default_model_folder
-from laai.forward import mean_nll
-from laai.intervention import Intervention
-from laai.layer_profile import profile_layers
-from laai.layers import find_decoder
-from laai.models import LanguageModel
+from laai.learn import SteeredLM, profile_layers
+from laai.models import LanguageModel, default_model_folder, find_decoder
 from laai.prompts import Prompt, collate
-from laai.steered import SteeredLM
-from laai.words import PrefixBudget
+from laai.runtime import FewShotDataModule, encode_training
+from laai.steering import Intervention
+from laai.vocabulary import PrefixBudget
 
 LAYER, BATCH = 10, 10
 ROUNDS = {12: 7, 64: 5, 256: 3, 1024: 2}

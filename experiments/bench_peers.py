@@ -25,8 +25,7 @@ from filelock import FileLock
 from peer_worker import right_padded
 from transformers import PreTrainedModel
 
-from laai.default_model import cache_folder
-from laai.models import load_model
+from laai.models import cache_folder, load_model
 
 Ids = Sequence[Sequence[int]]
 Step = Callable[[], float]

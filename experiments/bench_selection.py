@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from cast.select import select
-from cast.words import STRATEGIES, Strategy
+from cast.selection import select
 from laai.files import write_json
-from laai.memory import peak_megabytes
+from laai.models import peak_megabytes
+from laai.vocabulary import STRATEGIES, Strategy
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = (1_000, 3_000, 10_000, 30_000, 100_000)

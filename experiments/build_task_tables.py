@@ -91,7 +91,7 @@ def as_json(name: str, table: Table) -> str:
 def main(arguments: Iterable[str] | None = None) -> None:
     """Write every table into the folder."""
     parser = argparse.ArgumentParser(description="Build the task tables that ship with laai from PyPI packages.")
-    default = Path(__file__).parents[1] / "laai" / "task_tables"
+    default = Path(__file__).parents[1] / "laai" / "tasks" / "tables"
     parser.add_argument("--out", type=Path, default=default, help="folder for the JSON files (default: %(default)s)")
     out = parser.parse_args(None if arguments is None else list(arguments)).out
     out.mkdir(parents=True, exist_ok=True)

@@ -33,10 +33,9 @@ from transfer_matrix import Matrix, measured_in
 from transfer_tasks import SUITES
 
 import laai
-from cast.words import STRATEGIES
 from laai.errors import UserError
 from laai.files import write_json
-from laai.words import SITES
+from laai.vocabulary import SITES, STRATEGIES
 
 RESULTS = Path(__file__).parent / "results"
 ALONE = {"zero-shot", "few-shot", "few-shot, more labels"}

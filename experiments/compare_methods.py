@@ -23,12 +23,12 @@ from resuming import ends_in_one_line, kept_results
 
 import cast
 import laai
-from cast.mixing import of_equal_norm
+from cast.extraction import of_equal_norm
 from laai.evaluation import Method, compare
-from laai.data import FewShotDataModule, encode_training
 from laai.files import write_json
-from laai.intervention import Intervention
 from laai.models import LanguageModel
+from laai.runtime import FewShotDataModule, encode_training
+from laai.steering import Intervention
 
 METHODS = ("zero-shot", "few-shot", "cast", "laai", "laai-zero", "laai-all", "random")
 RESULTS = Path(__file__).parent / "results"

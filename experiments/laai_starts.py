@@ -32,21 +32,17 @@ from starts_report import Row, from_others, write_report
 
 import cast
 import laai
-from cast.cross_task import without
-from cast.mixing import combined, of_equal_norm
-from cast.start import SEVERAL, others_of
-from cast.words import Strategy
-from laai.batches import Reuse
-from laai.data import FewShotDataModule
-from laai.early_stopping import StopAtLoss
+from cast.extraction import combined, of_equal_norm
+from laai.engine import Reuse
 from laai.errors import UserError
-from laai.evaluate import Measured, measure
+from laai.evaluation import Measured, measure
 from laai.files import write_json
-from laai.intervention import Intervention
-from laai.layers import find_decoder
-from laai.models import LanguageModel
-from laai.module import LAAIModule
-from laai.tasks import Task, load_task
+from laai.learn import SEVERAL, LAAIModule, StopAtLoss, others_of
+from laai.models import LanguageModel, find_decoder
+from laai.runtime import FewShotDataModule
+from laai.steering import Intervention
+from laai.tasks import Task, load_task, without
+from laai.vocabulary import Strategy
 
 RESULTS = Path(__file__).parent / "results"
 STARTS = ("zero", "random", "own", "mean", "prior")

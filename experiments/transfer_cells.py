@@ -10,7 +10,7 @@ import torch
 from crossed_bootstrap import RESAMPLES, crossed_weights
 from numpy.typing import NDArray
 
-from laai.metrics import share_interval
+from laai.evaluation import share_interval
 
 Row = dict[str, Any]
 Cell = dict[str, Row]

@@ -14,22 +14,16 @@ from transfer_cells import at_site
 from transfer_tasks import LETTERS, by_letter, find_task, thinned
 
 import cast
-from cast.cross_task import without
-from cast.cross_task_prompt import demonstrations_of
-from cast.label_prior import label_prior, with_label_prior
-from cast.mixing import of_equal_norm, own_seed
-from cast.place import choices_by_site, likeliest
-from cast.words import Strategy
-from laai.batches import Reuse
-from laai.evaluation import Method, compare
-from laai.data import FewShotDataModule
-from laai.evaluate import Measured
-from laai.intervention import Intervention
-from laai.metrics import calibrated_choices
+from cast.extraction import label_prior, of_equal_norm, own_seed, with_label_prior
+from cast.transfers import choices_by_site, likeliest
+from laai.engine import Reuse
+from laai.evaluation import Measured, Method, calibrated_choices, compare
 from laai.models import LanguageModel
-from laai.prompts import Shown, Template
-from laai.tasks import Example, Task, load_task
-from laai.words import SITES
+from laai.prompts import Shown, Template, demonstrations_of
+from laai.runtime import FewShotDataModule
+from laai.steering import Intervention
+from laai.tasks import Example, Task, load_task, without
+from laai.vocabulary import SITES, Strategy
 
 Row = dict[str, Any]
 

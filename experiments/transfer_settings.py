@@ -27,11 +27,12 @@ from transfer_tasks import find_task, thinned
 
 import cast
 import laai
-from cast.cross_task import source_development, without
+from cast.transfers import source_development
 from laai.evaluation import Evaluation
-from laai.data import FewShotDataModule
 from laai.files import write_atomically, write_json
 from laai.models import LanguageModel
+from laai.runtime import FewShotDataModule
+from laai.tasks import without
 
 Row = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"

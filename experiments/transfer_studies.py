@@ -13,27 +13,16 @@ from typing import Any
 import torch
 from transfer_tasks import find_task, thinned
 
-from cast.choice import SCALES, Choice, grid
-from cast.contrast import Contrast
-from cast.cross_task import without
-from cast.embeddings import state_embeddings
-from cast.extraction import contrast_of, extract_from
-from cast.label_prior import with_label_prior
-from cast.layer_scales import scale_by_layer
-from cast.mixing import centred
-from cast.place import choose_place
-from cast.ridge import RidgeMap, fit_ridge
-from cast.samples import Samples, draw
-from laai.batches import Reuse, to_device
+from cast.extraction import Contrast, Samples, centred, contrast_of, draw, extract_from, fit_ridge, with_label_prior
+from cast.selection import state_embeddings
+from cast.transfers import SCALES, Choice, choose_place, grid, scale_by_layer
+from laai.engine import Reuse, answer_logits, rows_of, run_prefix
 from laai.errors import UserError
-from laai.evaluate import Measured, measure
-from laai.forward import answer_logits
-from laai.intervention import Intervention
-from laai.layers import find_decoder
-from laai.models import LanguageModel
-from laai.prefix import rows_of, run_prefix
-from laai.prompts import Shown, Template, collate, pad_token
-from laai.tasks import Example, Task
+from laai.evaluation import Measured, measure
+from laai.models import LanguageModel, find_decoder
+from laai.prompts import Shown, Template, collate, pad_token, to_device
+from laai.steering import Intervention, RidgeMap
+from laai.tasks import Example, Task, without
 
 Row = dict[str, Any]
 Places = Sequence[Sequence[int]]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cast.contrast import Contrast
+from cast.extraction import Contrast
 
 Row = dict[str, Any]
 

@@ -17,27 +17,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from laai.errors import UserError
-    from laai.evaluate import measure
-    from laai.fitting import fit
-    from laai.intervention import Intervention
+    from laai.evaluation import measure
+    from laai.learn import LAAIModule, fit
     from laai.models import LanguageModel, load_model
-    from laai.module import LAAIModule
     from laai.prompts import Template
+    from laai.steering import Intervention
     from laai.tasks import Example, Task, builtin_tasks, load_task
 
 _HOMES = {
     "Example": "laai.tasks",
-    "Intervention": "laai.intervention",
-    "LAAIModule": "laai.module",
+    "Intervention": "laai.steering",
+    "LAAIModule": "laai.learn",
     "LanguageModel": "laai.models",
     "Task": "laai.tasks",
     "Template": "laai.prompts",
     "UserError": "laai.errors",
     "builtin_tasks": "laai.tasks",
-    "fit": "laai.fitting",
+    "fit": "laai.learn",
     "load_model": "laai.models",
     "load_task": "laai.tasks",
-    "measure": "laai.evaluate",
+    "measure": "laai.evaluation",
 }
 __all__ = [
     "Example",

@@ -20,10 +20,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import laai
 import train
 from cast import CastStart
-from laai.data import FewShotDataModule
-from laai.models import LanguageModel
-from laai.module import LAAIModule
-from laai.tasks import Example, Task
+from laai.learn.module import LAAIModule
+from laai.models.language_model import LanguageModel
+from laai.runtime.data import FewShotDataModule
+from laai.tasks.examples import Example, Task
 from tests.tiny_models import shared
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start: threads that wait would spin
@@ -59,7 +59,7 @@ def one_thread():
 def embeddings_apart(tmp_path_factory, monkeypatch):
     """Embeddings of test models do not fill the user's cache."""
     folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr("cast.embeddings.cache_folder", lambda: folder)
+    monkeypatch.setattr("cast.selection.embeddings.cache_folder", lambda: folder)
 
 
 @pytest.fixture(autouse=True)

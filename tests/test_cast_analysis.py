@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from cast.choice import Choice
-from cast.ridge import RidgeMap
+from cast.transfers.choice import Choice
 from laai.errors import UserError
+from laai.steering.ridge import RidgeMap
 
 SIZES = ["--samples", "4", "--shots", "2", "--queries", "4", "--development", "4", "--pool", "30", "--seeds", "0"]
 SIZES += ["--counts", "2", "4", "--budgets", "3", "--strategies", "random", "k_center"]

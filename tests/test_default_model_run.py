@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from laai.intervention import Intervention
+from laai.steering.intervention import Intervention
 
 
 def test_ten_examples_beat_zero_shot(run_train, default_model):

@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 
-from laai.intervention import Intervention
+from laai.steering.intervention import Intervention
 from tests.forked import start_two
 
 

@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 
-from laai.intervention import Intervention
+from laai.steering.intervention import Intervention
 from tests.forked import start
 
 

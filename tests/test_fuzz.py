@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 import train
 from laai.errors import UserError
-from laai.evaluate import measure
-from laai.intervention import Intervention
-from laai.prompts import Template
-from laai.tasks import Example, Task, load_task
+from laai.evaluation.measuring import measure
+from laai.prompts.templates import Template
+from laai.steering.intervention import Intervention
+from laai.tasks.examples import Example, Task
+from laai.tasks.loading import load_task
 
 FUZZ = settings(
     deadline=None, max_examples=150, derandomize=True,

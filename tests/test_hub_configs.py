@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from laai.task_rows import to_example
-from laai.tasks import load_task
+from laai.tasks.loading import load_task
+from laai.tasks.rows import to_example
 
 CONFIGS = json.loads((Path(__file__).parents[1] / "experiments" / "configs" / "hub_tasks.json").read_text())
 ARC = {"question": "Q", "choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, "answerKey": "2"}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from laai.tasks import load_task
+from laai.tasks.loading import load_task
 
 
 @pytest.fixture

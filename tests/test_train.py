@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 
 import train
 from laai import cli
-from laai.intervention import Intervention
+from laai.steering.intervention import Intervention
 
 ROW = {
     "method", "exact_match", "exact_match_low", "exact_match_high", "choice_accuracy", "choice_accuracy_low",

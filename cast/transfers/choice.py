@@ -1,0 +1,256 @@
+"""Where and how strongly to add a vector: layers and a scale, chosen on a few labelled examples.
+
+The place is taken that gives the whole answer, its terminator included, the highest probability: the exact match that
+sampling would expect, in which form and knowledge both count. A vector that repairs the form of answers can still cost
+knowledge: the right option loses to others. So places where its probability among the options falls by more than
+chance are passed over; on a dozen examples that tells more than how often it wins. The choice says when nothing helps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from cast.extraction import offsets, shifted_tokens
+from laai.engine import Reuse, sweep
+from laai.errors import UserError
+from laai.evaluation import bootstrap_interval, choose_options
+from laai.models import LanguageModel, find_decoder
+from laai.prompts import Prompt, Template
+from laai.steering import Intervention
+from laai.tasks import Example
+from laai.vocabulary import Site
+
+TRIES = 20
+"""Places, best first, whose options are looked at, which costs a forward for each of them."""
+
+
+LEAST_GAIN = 0.01
+"""Rise of the answers' probability, the exact match that sampling would expect, that is worth some forced choice."""
+
+
+FEWEST = 5
+"""Examples below which no gain is believed: a bootstrap of so few is too sure of itself."""
+
+
+LONGEST = 24
+"""Tokens of an answer that `whole_answers` takes."""
+
+
+Right = Callable[[Sequence[int], float], Tensor]
+"""The right option's share of the options' probability, (examples with choices,), with layers at a scale."""
+
+
+SCALES = (0.5, 1.0, 2.0)
+"""Strengths that are tried. 3 and 4 on residual layers raised the gain on these examples and lowered it on others."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Layers and scale of a vector, and what they did to the examples that they were chosen on.
+
+    Attributes:
+        layers: that keep their vectors.
+        scale: the strength.
+        helps: a rule of thumb, no test: on `FEWEST` examples or more, the 95% bootstrap interval of `gain` lies above
+            zero. With choices, which a vector can cost, `gain` is `LEAST_GAIN` at least. The interval is of the best of
+            many places and scales, on the same examples that they were compared on, and is not adjusted for that: gains
+            on other examples tend to be smaller.
+        gain, gain_low, gain_high: mean rise of the probability of `whole_answers` against no vector; of `choose_place`,
+            with the label prior that goes with the vector where there is one.
+        choice_gain: mean rise of the right option's share of the options' probability, with the label prior that goes
+            with the vector where there is one; None without choices.
+        examples: how many counted; those on which the model overflows without a vector are left out.
+        factors: of the scale, one for each of `layers`; empty where all layers have all of it.
+        site: that keeps its vectors; None: all that the vector has.
+    """
+
+    layers: tuple[int, ...]
+    scale: float
+    helps: bool
+    gain: float
+    gain_low: float
+    gain_high: float
+    choice_gain: float | None
+    examples: int
+    factors: tuple[float, ...] = ()
+    site: Site | None = None
+
+    def of(self, vector: Intervention) -> Intervention:
+        """The chosen part of a vector at the chosen scale."""
+        part = self.scale * vector.select(layers=self.layers, site=self.site)
+        if not self.factors:
+            return part
+        by_layer = dict(zip(self.layers, self.factors, strict=True))
+        return part.with_vectors({key: by_layer[key[1]] * v for key, v in part.items()})
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The strength on each of `layers`."""
+        return tuple(self.scale * factor for factor in self.factors or (1.0,) * len(self.layers))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What each place and scale does to each example: (places, scales, examples).
+
+    Attributes:
+        layers: of each place.
+        scales: all, 0 (no vector) first.
+        probability: of the answer and its terminator.
+        exact: greedy generation would write the answer.
+    """
+
+    layers: tuple[tuple[int, ...], ...]
+    scales: tuple[float, ...]
+    probability: Tensor
+    exact: Tensor
+
+
+def grid(
+    model: LanguageModel,
+    vector: Intervention,
+    template: Template,
+    examples: Sequence[Example],
+    *,
+    scales: Sequence[float] = SCALES,
+    places: Sequence[Sequence[int]] | None = None,
+    progress: bool = True,
+) -> Grid:
+    """How likely a vector at many places and scales makes the answers of examples; one pass over their prefixes.
+
+    Args:
+        model: the language model.
+        vector: from `cast.extract`.
+        template: writes the prompts.
+        examples: labelled.
+        scales: strengths.
+        places: layers that keep their vectors, each a candidate; default: `places_of` the vector.
+        progress: show a progress bar.
+    """
+    places = places_of(model, vector) if places is None else places
+    candidates = [vector.select(layers=layers) for layers in places]
+    scales = (0.0, *(scale for scale in scales if scale))
+    answers = [template.encode(e.input, answer=e.output) for e in examples]
+    what, total = f"choosing layers and scale at {' and '.join(vector.sites)}", len(candidates) * len(answers)
+    with tqdm(total=total, desc=what, disable=not progress, leave=False) as bar:
+        found = sweep(model, candidates, scales, answers, on_candidate=bar.update)
+    return Grid(tuple(map(tuple, places)), scales, whole_answers(found.nll, answers), found.greedy)
+
+
+def whole_answers(nll: Tensor, answers: Sequence[Prompt]) -> Tensor:
+    """Probabilities of answers with their terminators, fp64, from their NLL per token, (…, answers).
+
+    Of more than `LONGEST` tokens an answer has the probability of `LONGEST` such tokens: the whole one's, from half a
+    sentence on, is that of hardly any answer, and the mean over answers would be one short answer's.
+    """
+    return (-nll.double() * torch.tensor([min(len(prompt.answer), LONGEST) for prompt in answers])).exp()
+
+
+def right_options(
+    model: LanguageModel,
+    vector: Intervention,
+    template: Template,
+    examples: Sequence[Example],
+    *,
+    calibrate: bool = False,
+    reuse: Reuse | None = None,
+) -> Right:
+    """Measures the right option's probability in examples that have choices, with `vector` on some layers at a scale.
+
+    Args:
+        model: the language model.
+        vector: from `cast.extract`.
+        template: writes the prompts.
+        examples: labelled; those without choices are left out.
+        calibrate: a `label_prior` goes with the vector, where it can; without the vector (scale 0) there is none.
+        reuse: prefixes that others ran on these examples; default: the options of all tries share their own.
+    """
+    having = [e for e in examples if e.choices]
+    kept = (reuse or Reuse()) if vector.positions != "all" else None
+    prior = calibrate and shifted_tokens(vector, template, examples) is not None
+
+    def right(layers: Sequence[int], scale: float) -> Tensor:
+        with (scale * vector.select(layers=layers)).on(model):
+            found = choose_options(model.llm, template, having, reuse=kept)
+        shift = offsets(-torch.tensor([one.firsts for one in found])) if prior and scale else 0.0
+        shares = [(shift - torch.tensor(one.nlls)).softmax(-1) for one in found]
+        same = [torch.tensor([option == e.output for option in e.choices or ()]) for e in having]
+        return torch.tensor([float(share[right].sum()) for share, right in zip(shares, same, strict=True)])
+
+    return right
+
+
+def places_of(model: LanguageModel, vector: Intervention) -> list[tuple[int, ...]]:
+    """Layers to try: each alone at `residual`, where vectors add up along the depth; groups of them at `heads`."""
+    layers = tuple(vector.layers)
+    if vector.sites == ["residual"]:
+        return [(layer,) for layer in layers]
+    depth = len(find_decoder(model.llm).layers)
+    bounds = [(0, depth), (0, 2 * depth // 3), (depth // 3, depth), (0, depth // 2), (depth // 2, depth)]
+    bounds += [(third * depth // 3, (third + 1) * depth // 3) for third in range(3)]
+    places = [tuple(layer for layer in layers if low <= layer < high) for low, high in bounds]
+    return [place for place in dict.fromkeys(places) if place]
+
+
+def choose(found: Grid, right: Right | None = None) -> Choice:
+    """The place and scale that make answers likeliest, where the right option does not lose by more than chance.
+
+    No vector, scale 0, is among them always: the choice may be that, and then does not help.
+
+    Args:
+        found: of `grid`.
+        right: of `right_options`, on the same examples; None where they have no choices.
+
+    Raises:
+        UserError: the model overflows on all examples without a vector.
+    """
+    sound = found.probability[:, 0].isfinite().all(dim=0)
+    if not sound.any():
+        raise UserError(
+            f"expected examples whose answers the model gives a probability, found none of {len(sound)}: it overflows "
+            "without a vector; load it with another dtype, such as float32"
+        )
+    probability = found.probability[..., sound].nan_to_num(nan=0.0)  # a NaN: a vector that makes the model overflow
+    gains = probability - probability[:, :1]
+    ranked = gains.mean(dim=-1).flatten().argsort(descending=True, stable=True).tolist()
+    nothing = (0, found.scales.index(0.0))
+    before = None if right is None else right(found.layers[0], 0.0)
+    if before is not None and not before.isfinite().any():
+        before = None  # it overflows on every example with choices
+    best, change = nothing, None if before is None else 0.0
+    for flat in ranked[:TRIES]:
+        place, number = divmod(flat, len(found.scales))
+        if found.scales[number] == 0 or gains[place, number].mean() <= 0:
+            break  # no vector is likelier
+        if right is None or before is None:
+            best = place, number
+            break
+        after = right(found.layers[place], found.scales[number]).nan_to_num(nan=0.0)
+        rise = bootstrap_interval((after - before)[before.isfinite()])
+        if rise.high >= 0:
+            best, change = (place, number), rise.mean
+            break
+    return judged(found.layers[best[0]], found.scales[best[1]], gains[best], change)
+
+
+def judged(
+    layers: Sequence[int], scale: float, gains: Tensor, change: float | None, factors: Sequence[float] = ()
+) -> Choice:
+    """The choice of a place that changes the answers' probability by `gains`, (examples,); `change`: `choice_gain`."""
+    gain = bootstrap_interval(gains)
+    return Choice(
+        layers=tuple(layers),
+        scale=scale,
+        helps=gain.n >= FEWEST and gain.low > 0 and (change is None or gain.mean >= LEAST_GAIN),
+        gain=gain.mean,
+        gain_low=gain.low,
+        gain_high=gain.high,
+        choice_gain=change,
+        examples=gain.n,
+        factors=tuple(factors),
+    )

@@ -1,0 +1,7 @@
+"""cli."""
+
+from laai.cli.commands import main
+
+__all__ = [
+    "main",
+]

@@ -1,0 +1,131 @@
+"""Frozen prefixes of training examples, kept under a byte budget: on the model's device, else in host memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from laai.engine.prefix import Prefix, PrefixRow, rows_of, stack_rows
+from laai.models import free_memory
+from laai.prompts import Batch
+from laai.vocabulary import PrefixBudget
+
+AUTO_SHARE = 0.5
+"""Share of the memory that is free when the first prefix is kept, that `auto` takes."""
+
+
+class PrefixStore:
+    """Prefixes by their tokens. What the budget does not hold is run again whenever it is needed.
+
+    Args:
+        budget: bytes on the model's device, or `auto` for half of what is free there. What does not fit on another
+            device than the CPU goes to host memory, up to half of what is free of it.
+    """
+
+    def __init__(self, budget: PrefixBudget = "auto") -> None:
+        self._budget = budget
+        self._rows: dict[bytes, PrefixRow] = {}
+        self._states: dict[tuple[bytes, bytes], Tensor] = {}
+        self._left: dict[torch.device, int] | None = None
+        self.quiet = False
+
+    def __len__(self) -> int:
+        """Prefixes that are kept."""
+        return len(self._rows)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all kept keys and values."""
+        return sum(row.bytes for row in self._rows.values())
+
+    def clear(self) -> None:
+        """Forget all prefixes."""
+        self._rows, self._states, self._left = {}, {}, None
+
+    def fetch(self, batch: Batch, run: Callable[[Tensor, Tensor], Prefix]) -> Prefix:
+        """The prefix of a batch: kept rows, and the others by `run`, which gets their ids and mask (rows, tokens)."""
+        keys, device = prefix_keys(batch), batch.prefix_ids.device
+        missing = {key: keys.index(key) for key in keys if key not in self._rows}
+        if not missing:
+            return stack_rows([self._rows[key] for key in keys], device)
+        chosen = list(missing.values())
+        width = max(int(batch.prefix_mask[chosen].sum(-1).max()), 1)  # a forward needs a token, if a masked one
+        columns = slice(batch.prefix_ids.shape[1] - width, None)
+        prefix = run(batch.prefix_ids[chosen, columns], batch.prefix_mask[chosen, columns])
+        if len(chosen) < len(keys):
+            new = dict(zip((keys[i] for i in chosen), rows_of(prefix), strict=True))
+            prefix = stack_rows([new[key] if key in new else self._rows[key] for key in keys], device)
+        rows = rows_of(prefix)  # views of the batch's own tensors, so that a batch that comes again costs nothing more
+        self._keep({key: rows[i] for key, i in missing.items()})
+        return prefix
+
+    def state(self, batch: Batch) -> Tensor | None:
+        """What `keep_state` was given for these examples: (batch, tokens, width), or None if any is missing."""
+        found = [self._states.get(key) for key in zip(prefix_keys(batch), suffix_keys(batch), strict=True)]
+        states = [state for state in found if state is not None]
+        if len(states) < len(found):
+            return None
+        padded = nn.utils.rnn.pad_sequence(states, batch_first=True)
+        return functional.pad(padded, (0, 0, 0, batch.suffix_ids.shape[1] - padded.shape[1])).to(
+            batch.suffix_ids.device
+        )
+
+    def keep_state(self, batch: Batch, hidden: Tensor) -> None:
+        """Keep a state (batch, tokens, width) of the suffix's tokens, for examples whose prefix is kept."""
+        lengths = batch.suffix_mask.sum(-1).tolist()
+        for prefix, suffix, tokens, state in zip(prefix_keys(batch), suffix_keys(batch), lengths, hidden, strict=True):
+            if prefix in self._rows:
+                self._states[prefix, suffix] = state[:tokens]
+
+    def _keep(self, rows: Mapping[bytes, PrefixRow]) -> None:
+        """Keep what fits: as views where these hold little more than is counted, else as copies."""
+        device = next(iter(rows.values())).layers[0][0].device
+        if self._left is None:
+            self._left = free_bytes(device, self._budget)
+        # Views hold their batch's whole tensors: padding, what slid out of a window, and rows that are kept already.
+        storages = [t.untyped_storage() for row in rows.values() for pair in row.layers for t in pair]
+        held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+        views = held <= min(self._left[device], 1.25 * sum(row.bytes for row in rows.values()))
+        for key, row in rows.items():
+            home = next((place for place, left in self._left.items() if row.bytes <= left), None)
+            if home is not None:
+                self._left[home] -= row.bytes
+                self._rows[key] = row if views else row.copied(None if home == device else home)
+            elif not self.quiet:
+                self.quiet = True
+                logging.getLogger("laai").warning(
+                    "%d prefixes fill the prefix cache (%.3g GB); others are run whenever they are needed: "
+                    "raise --model.prefix_cache if there is memory",
+                    len(self), self.size / 1e9,
+                )  # fmt: skip
+
+
+def free_bytes(device: torch.device, budget: PrefixBudget) -> dict[torch.device, int]:
+    """Bytes to fill by place, in this order: the device, then host memory, which the processes of a run share."""
+    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    host = int(AUTO_SHARE * free_memory() / processes)
+    if device.type == "cpu":
+        return {device: host if budget == "auto" else int(budget)}
+    if budget != "auto":
+        return {device: int(budget), torch.device("cpu"): host}
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    return {device: int(AUTO_SHARE * free), torch.device("cpu"): host}
+
+
+def prefix_keys(batch: Batch) -> list[bytes]:
+    """The prefixes of a batch by their tokens, which a row number does not tell apart across data sets."""
+    return _keys(batch.prefix_ids, batch.prefix_mask)
+
+
+def suffix_keys(batch: Batch) -> list[bytes]:
+    """The suffixes of a batch by their tokens."""
+    return _keys(batch.suffix_ids, batch.suffix_mask)
+
+
+def _keys(ids: Tensor, mask: Tensor) -> list[bytes]:
+    rows = zip(ids.cpu(), mask.cpu().bool(), strict=True)
+    return [row[real].numpy().tobytes() for row, real in rows]

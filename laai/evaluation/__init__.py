@@ -1,0 +1,40 @@
+"""evaluation."""
+
+from laai.evaluation.arms import Evaluation, Method, compare
+from laai.evaluation.measuring import Measured, choose_options, continuations, measure
+from laai.evaluation.metrics import (
+    Interval,
+    bootstrap_interval,
+    calibrated_choices,
+    exact_match,
+    first_lines,
+    forced_choice,
+    paired_interval,
+    share_interval,
+)
+from laai.evaluation.report import answers_markdown, markdown_table, print_table, write_results
+from laai.evaluation.scores import Scores, TaskMetrics
+
+__all__ = [
+    "Evaluation",
+    "Interval",
+    "Measured",
+    "Method",
+    "Scores",
+    "TaskMetrics",
+    "answers_markdown",
+    "bootstrap_interval",
+    "calibrated_choices",
+    "choose_options",
+    "compare",
+    "continuations",
+    "exact_match",
+    "first_lines",
+    "forced_choice",
+    "markdown_table",
+    "measure",
+    "paired_interval",
+    "print_table",
+    "share_interval",
+    "write_results",
+]

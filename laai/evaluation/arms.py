@@ -1,0 +1,129 @@
+"""Methods side by side: the same examples, prompts and metrics for each, through Lightning's test loop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import lightning.pytorch as pl
+from torch import Tensor, nn
+
+from laai.engine import Reuse
+from laai.errors import UserError
+from laai.evaluation.measuring import Measured, measure
+from laai.evaluation.scores import Scores, TaskMetrics
+from laai.models import LanguageModel, hold
+from laai.prompts import Shown, answer_limit
+from laai.runtime import FewShotDataModule, heed_sigterm
+from laai.steering import Attachment, Intervention
+from laai.tasks import Example
+from laai.vocabulary import PrefixBudget
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to make the frozen model do the task: vectors, demonstrations, both, or neither (zero-shot).
+
+    Attributes:
+        name: for tables.
+        intervention: what is attached; anything with `positions` and `attach`.
+        demonstrations: of the task, shown before each query.
+        before: demonstrations of another task, shown before those.
+    """
+
+    name: str
+    intervention: Intervention | None = None
+    demonstrations: tuple[Example, ...] = ()
+    before: Shown | None = None
+
+
+class Evaluation(pl.LightningModule):
+    """One method under Lightning's test loop, which shares the examples out to the devices.
+
+    After the loop: `scores` and `answers` (see `TaskMetrics`) over all devices, and `measured`, this device's examples.
+    """
+
+    def __init__(
+        self, language_model: LanguageModel, data: FewShotDataModule, method: Method, reuse: Reuse | None = None
+    ) -> None:
+        super().__init__()
+        vector = method.intervention
+        self._reuse = reuse if vector is None or vector.positions != "all" else None
+        self.llm: nn.Module
+        hold(self, language_model.llm)
+        self.method, self._data, self._language_model = method, data, language_model
+        self.template = replace(data.template(language_model.tokenizer), before=method.before)
+        self.metrics = TaskMetrics()
+        self.measured: list[Measured] = []
+        self.scores: Scores | None = None
+        self.answers: dict[str, list[int | None]] = {}
+        self._limit = answer_limit(self.template, data.splits.test)
+        self._attachment: Attachment | None = None
+
+    def configure_model(self) -> None:
+        """Nothing to do; sharding strategies ask for it."""
+
+    def on_test_start(self) -> None:
+        """Hook the vectors in."""
+        heed_sigterm(self.trainer)
+        if self.method.intervention is not None:
+            self._attachment = self.method.intervention.attach(self._language_model)
+
+    def test_step(self, rows: Tensor) -> None:
+        """Measure the test examples numbered `rows`."""
+        examples = self._data.splits.test
+        measured = measure(
+            self.llm,
+            self.template,
+            [(row, examples[row]) for row in rows.tolist()],
+            self.method.demonstrations,
+            max_new_tokens=self._limit,
+            batch_size=self._data.eval_batch_size,
+            reuse=self._reuse,
+        )
+        self.measured += measured
+        self.metrics.update(measured)
+
+    def on_test_epoch_end(self) -> None:
+        """Gather the scores of all devices."""
+        self.scores, self.answers = self.metrics.compute(self.method.name), self.metrics.answers()
+
+    def detach(self) -> None:
+        """Unhook the vectors."""
+        if self._attachment is not None:
+            self._attachment.detach()
+            self._attachment = None
+        self._reuse = None
+
+
+def compare(
+    trainer: pl.Trainer,
+    language_model: LanguageModel,
+    data: FewShotDataModule,
+    methods: Sequence[Method],
+    prefix_cache: PrefixBudget = "auto",
+    reuse: Reuse | None = None,
+) -> list[Evaluation]:
+    """Measure each method on the test examples of `data`; returns the evaluations in order.
+
+    Whatever vectors are attached to the model stay attached: detach them first for a clean comparison.
+
+    Prompts that methods have in common are run once, and kept within `prefix_cache` (as in `PrefixStore`; or `off`);
+    `reuse` holds some of earlier comparisons already, and takes those of this one.
+
+    Raises:
+        UserError: no test examples.
+    """
+    if not data.splits.test:
+        raise UserError("there are no test examples to compare on; ask for some by test")
+    done, reuse = [], reuse or Reuse(prefix_cache)
+    for method in methods:
+        evaluation = Evaluation(language_model, data, method, reuse)
+        logging.getLogger("laai").info("testing %s", method.name)
+        try:
+            trainer.test(evaluation, dataloaders=data.test_dataloader(), verbose=False)
+        finally:
+            evaluation.detach()  # Lightning's own teardown hooks do not run after an exception
+        done.append(evaluation)
+    return done

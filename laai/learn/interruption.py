@@ -1,0 +1,76 @@
+"""Runs that are stopped from outside or by an error: what is kept, and how to go on."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from laai.errors import UserError
+from laai.learn.module import LAAIModule
+
+
+class Interruption(pl.Callback):
+    """Stops at SIGTERM as at Ctrl-C, keeps the vectors so far, and says how to go on."""
+
+    def on_fit_start(self, *_: Any) -> None:
+        """From here on SIGTERM ends the run at once, with its files in order; Lightning would end the step first."""
+        self._listen(*_)
+
+    def on_train_start(self, *_: Any) -> None:
+        """Again: Lightning has by now put its own handler first, which waits for processes that may be saving."""
+        self._listen(*_)
+
+    def on_sanity_check_start(self, *_: Any) -> None:
+        """Likewise, in what may come before that."""
+        self._listen(*_)
+
+    def on_validation_start(self, *_: Any) -> None:
+        """Likewise, in `validate`."""
+        self._listen(*_)
+
+    def on_test_start(self, *_: Any) -> None:
+        """Likewise."""
+        self._listen(*_)
+
+    def _listen(self, trainer: pl.Trainer, *_: Any) -> None:
+        def stop(signum: int, frame: Any) -> None:
+            signal.signal(signum, signal.SIG_IGN)  # the shutdown is not to be interrupted
+            if trainer.strategy.launcher is not None:
+                trainer.strategy.launcher.kill(signum)
+            raise SIGTERMException
+
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, stop)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Keep the vectors as they are, and say where, and how to go on."""
+        outside = isinstance(exception, KeyboardInterrupt | SIGTERMException)
+        if not trainer.is_global_zero or not (outside or isinstance(exception, UserError)):
+            return
+        if not isinstance(pl_module, LAAIModule):
+            sys.stderr.write("\ninterrupted while testing; learned vectors, if any, are in the run's folder\n")
+        elif trainer.state.fn == "fit" and trainer.global_step > 0:
+            sys.stderr.write(f"\nstopped after {trainer.global_step} steps{self._kept(trainer, pl_module)}\n")
+        elif outside:
+            sys.stderr.write("\ninterrupted before the first step\n")
+
+    def _kept(self, trainer: pl.Trainer, module: LAAIModule) -> str:
+        """Save the vectors; says where they are and how to go on."""
+        kept = ""
+        folder = trainer.loggers[0].log_dir if trainer.loggers else None
+        finite = all(bool(vector.isfinite().all()) for _, vector in module.intervention.items())
+        if folder is not None and finite:
+            path = Path(folder) / "intervention.safetensors"
+            try:
+                module.learned().save(path)
+                kept = f"; the vectors are in {path}"
+            except UserError:  # a full disk may be what stopped the run
+                pass
+        last = getattr(trainer.checkpoint_callback, "last_model_path", "")
+        return kept + (f"; to go on: the same command with --ckpt_path {last}" if last else "")

@@ -1,0 +1,143 @@
+"""Which one layer to steer: a race of all depths, judged on examples that a vector did not learn from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from laai.engine import (
+    FrozenBatch,
+    answer_logits,
+    choose_way,
+    freeze,
+    last_token_statistics,
+    mean_nll,
+    token_nll,
+    unchanged_layers,
+)
+from laai.errors import UserError
+from laai.models import LanguageModel, find_decoder
+from laai.prompts import Batch, Prompt, collate, pad_token, to_device, without_unlabelled_end
+from laai.steering import Attachment, Intervention, Where, steer
+from laai.vocabulary import Positions, Site
+
+MAX_EXAMPLES = 32
+"""Training examples that the choice looks at, at most."""
+
+
+@dataclass(frozen=True)
+class LayerProfile:
+    """How well a vector at each layer predicts examples that it did not learn from.
+
+    Attributes:
+        best: the layer with the lowest held-out loss among those that were learned longest.
+        nll: layer -> held-out mean negative log-likelihood per token after its last step, nats.
+        steps: layer -> steps that it was learned for.
+    """
+
+    best: int
+    nll: dict[int, float]
+    steps: dict[int, int]
+
+
+def profile_layers(
+    model: LanguageModel,
+    site: Site,
+    positions: Positions,
+    prompts: Sequence[Prompt],
+    *,
+    rounds: Sequence[tuple[int, int]] = ((12, 4), (6, 4), (3, 8)),
+    rate: float = 0.03,
+) -> LayerProfile:
+    """Find the layer whose vector, learned on one half of the examples, best predicts the other half.
+
+    Two-fold cross-validation with successive halving: all candidates learn for a few steps from zero, the better ones
+    go on. Both folds are rows of one batch, whose prefix and unsteered states are run once for all layers.
+
+    Args:
+        model: the language model.
+        site: where the vector is added.
+        positions: which tokens are steered.
+        prompts: training prompts with their answers, at least 2; the first `MAX_EXAMPLES` count.
+        rounds: (candidates, further steps of each); the candidates of the first round are evenly spaced.
+        rate: Adam's rate, in units of the activations' RMS.
+
+    Raises:
+        UserError: fewer than 2 training examples.
+    """
+    if len(prompts) < 2:
+        raise UserError("layers=auto needs at least 2 training examples; name a layer instead")
+    prompts = prompts[:MAX_EXAMPLES]
+    pad = pad_token(model.tokenizer)
+    layers = _spread(find_decoder(model.llm).steerable(site), rounds[0][0])
+    statistics = last_token_statistics(model.llm, prompts, site, layers, pad=pad)
+    batch = without_unlabelled_end(to_device(collate(prompts, pad), model.llm))
+    zeros = [Intervention.zeros(model, site, [layer], positions=positions) for layer in layers]
+    frozen = freeze(model, batch, choose_way(model, batch, zeros))
+    candidates = [_Candidate(model, zero, rate * statistics.rms(zero.layers[0])) for zero in zeros]
+    if frozen is not None:
+        with torch.no_grad():
+            frozen.run(record=[c.below[-1] for c in candidates if c.below])
+    racing, done = candidates, 0
+    with tqdm(total=sum(n * steps for n, steps in rounds), desc=f"choosing a layer at {site}", leave=False) as bar:
+        for count, steps in rounds:
+            racing = sorted(racing, key=lambda c: c.nll)[:count]
+            done += steps
+            for candidate in racing:
+                candidate.learn(batch, frozen, steps)
+                candidate.steps = done
+                bar.update(steps)
+    return LayerProfile(
+        min(racing, key=lambda c: c.nll).layer,
+        {c.layer: c.nll for c in candidates},
+        {c.layer: c.steps for c in candidates},
+    )
+
+
+class _Candidate:
+    """One layer with a vector for each fold: the vector of fold f learns from the rows of fold f."""
+
+    def __init__(self, model: LanguageModel, zero: Intervention, rate: float) -> None:
+        ((self.key, vector),) = zero.items()
+        self.layer, self.positions = self.key[1], zero.positions
+        self.llm = model.llm
+        self.below = unchanged_layers(find_decoder(model.llm), [self.key])
+        self.vectors = torch.zeros(2, len(vector), device=next(model.llm.parameters()).device, requires_grad=True)
+        self.optimizer = torch.optim.Adam([self.vectors], lr=rate)
+        self.nll, self.steps = 0.0, 0
+
+    def learn(self, batch: Batch, frozen: FrozenBatch | None, steps: int) -> None:
+        """Take some steps, then measure each fold's vector on the other fold."""
+        folds = torch.arange(len(batch.rows), device=batch.labels.device) % 2
+        using = folds  # which vector each row is steered by
+
+        def edit(hidden: Tensor, where: Where) -> Tensor:
+            return steer(hidden, self.vectors[using][:, None], where)
+
+        def losses() -> Tensor:
+            nll = token_nll(answer_logits(self.llm, batch) if frozen is None else frozen.run(self.below), batch.labels)
+            return torch.stack([mean_nll(nll[folds == fold], batch.labels[folds == fold]) for fold in (0, 1)])
+
+        attachment = Attachment(self.llm, {self.key: edit}, self.positions)
+        try:
+            for _ in range(steps):
+                self.optimizer.zero_grad()
+                torch.autograd.backward(losses().sum())
+                self.optimizer.step()
+            using = 1 - folds
+            with torch.no_grad():
+                self.nll = float(losses().mean().nan_to_num(nan=math.inf))
+        finally:
+            attachment.detach()
+
+
+def _spread(layers: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the layers, evenly spaced, first and last among them."""
+    if len(layers) <= count:
+        return list(layers)
+    return sorted({layers[round(i * (len(layers) - 1) / (count - 1))] for i in range(count)})

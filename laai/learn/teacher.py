@@ -1,0 +1,46 @@
+"""The model's own few-shot answers as a teacher: what it would say if it saw the other examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from laai.engine import answer_logits
+from laai.prompts import IGNORE, Prompt, Template, by_length, collate, other_examples, pad_token, to_device
+from laai.tasks import Example
+
+FEWEST_EXAMPLES = 5
+"""Training examples from which on the teacher is heard: behind one demonstration it knows the task too badly."""
+
+
+@torch.no_grad()
+def few_shot_teacher(
+    llm: nn.Module, template: Template, examples: Sequence[Example], batch_size: int = 16
+) -> list[Tensor]:
+    """Log-probabilities at the answer of each example, behind the others as demonstrations.
+
+    Args:
+        llm: the model, unsteered.
+        template: writes the prompts.
+        examples: all training examples.
+        batch_size: prompts run at a time.
+
+    Returns:
+        For each example (answer tokens, vocabulary), in the LLM's dtype, on its device. The answer's tokens are those
+        that follow its zero-shot prompt. Nothing for fewer than `FEWEST_EXAMPLES`.
+    """
+    if len(examples) < FEWEST_EXAMPLES:
+        return []
+    prompts: list[Prompt] = []
+    for example, shown in zip(examples, other_examples(examples), strict=True):
+        few_shot, zero_shot = template.encode(example.input, shown), template.encode(example.input, (), example.output)
+        prompts.append(Prompt(few_shot.prefix, (*few_shot.suffix, *zero_shot.answer)))
+    teacher: list[Tensor] = [torch.empty(0)] * len(prompts)
+    for rows in by_length(prompts, batch_size):
+        batch = to_device(collate([prompts[i] for i in rows], pad_token(template.tokenizer)), llm)
+        log_probs = answer_logits(llm, batch).float().log_softmax(dim=-1)
+        for i, row, labels in zip(rows, log_probs, batch.labels, strict=True):
+            teacher[i] = row[labels != IGNORE].to(next(llm.parameters()).dtype)
+    return teacher

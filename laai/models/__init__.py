@@ -1,0 +1,30 @@
+"""models."""
+
+from laai.models.decoder import Decoder, Heads, find_decoder, text_config, unwrap
+from laai.models.default import cache_folder, default_model_folder
+from laai.models.identity import fingerprint
+from laai.models.language_model import LanguageModel, hold, model_identity, move, transformer
+from laai.models.loading import load_model
+from laai.models.memory import free_memory, peak_megabytes
+from laai.models.sharding import is_sharded, load_sharded
+
+__all__ = [
+    "Decoder",
+    "Heads",
+    "LanguageModel",
+    "cache_folder",
+    "default_model_folder",
+    "find_decoder",
+    "fingerprint",
+    "free_memory",
+    "hold",
+    "is_sharded",
+    "load_model",
+    "load_sharded",
+    "model_identity",
+    "move",
+    "peak_megabytes",
+    "text_config",
+    "transformer",
+    "unwrap",
+]

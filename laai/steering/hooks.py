@@ -1,0 +1,233 @@
+"""Hooks that steer or record a transformers decoder, right under padding, caches, beams and recomputation.
+
+A pre-hook on the decoder works out once per forward which tokens are steered (`laai.positions`); hooks on the layers
+are pure functions of (activation, that answer). `generate` and learning use the same hooks.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from laai.errors import UserError
+from laai.models import Decoder, Heads, find_decoder, unwrap
+from laai.steering.positions import PromptColumns, Where, pad_left, past_length, where_in_rows
+from laai.vocabulary import Positions, Site
+
+Edit = Callable[[Tensor, Where], Tensor]
+
+
+def steer(hidden: Tensor, vector: Tensor, where: Where, preserve_norm: bool = False) -> Tensor:
+    """Add `vector` to the steered tokens of an activation.
+
+    Args:
+        hidden: (batch, tokens, width), any float dtype; never written to.
+        vector: (width,), fp32; cast to the activation's dtype before it is added.
+        where: which tokens; all others come back bitwise as they were.
+        preserve_norm: rescale each steered token to the norm it had.
+    """
+    steered = hidden + vector.to(device=hidden.device, dtype=hidden.dtype)
+    if preserve_norm:
+        before, after = (torch.linalg.vector_norm(x.float(), dim=-1, keepdim=True) for x in (hidden, steered))
+        steered = steered * (before / after.clamp_min(torch.finfo(after.dtype).tiny)).to(hidden.dtype)
+    return steered if where is True else torch.where(torch.as_tensor(where, device=hidden.device), steered, hidden)
+
+
+class Attachment:
+    """Hooks of one set of edits on one model, until `detach`.
+
+    Args:
+        model: the causal LM, PEFT-wrapped or not.
+        edits: a function (activation, where) -> activation for each steered (site, layer).
+        positions: which tokens are steered.
+
+    Raises:
+        UserError: the model is compiled already (its graph would ignore the hooks), cannot generate, or has virtual
+            prompt tokens (they shift every column).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        edits: Mapping[tuple[Site, int], Edit],
+        positions: Positions,
+    ) -> None:
+        self._positions = positions
+        self._model = unwrap(model)
+        if any(is_compiled(module) for module in (model, *self._model.modules())):
+            raise UserError(
+                "this model was compiled before the vectors were attached; attach first, then torch.compile"
+            )
+        if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+            raise UserError("this PEFT adapter puts virtual tokens before the prompt, so steered tokens cannot be told")
+        if not callable(getattr(self._model, "generate", None)):
+            raise UserError(
+                f"expected a causal language model, found {type(self._model).__name__}, which cannot generate"
+            )
+        decoder = find_decoder(self._model)
+        self._signature = inspect.signature(decoder.module.forward)
+        self._where: Where | None = None
+        self._to_recompute: list[Where] = []
+        self._recomputing = False
+        self._columns: PromptColumns | None = None
+        self._handles = [decoder.module.register_forward_pre_hook(self._locate, prepend=True, with_kwargs=True)]
+        self._handles += [self._hook(decoder, site, index, edit) for (site, index), edit in edits.items()]
+        self._generate_before = self._model.__dict__.get("generate")
+        generate: Any = self._model.generate
+        self._generate = self._model.__dict__["generate"] = self._wrap(generate)
+
+    def detach(self) -> None:
+        """Remove these hooks and no others; the model is bitwise as before."""
+        if self._model.__dict__.get("generate") is not self._generate:
+            raise RuntimeError("interventions must be detached in reverse order of attaching")
+        for handle in self._handles:
+            handle.remove()
+        if self._generate_before is None:
+            del self._model.__dict__["generate"]
+        else:
+            self._model.__dict__["generate"] = self._generate_before
+
+    def _hook(self, decoder: Decoder, site: Site, index: int, edit: Edit) -> RemovableHandle:
+        """`prepend=True`: before the hooks by which transformers records `output_hidden_states`."""
+
+        def edited(value: Any) -> Any:
+            where = self._where_now()
+            return None if where is False else _replace_hidden(value, edit(_hidden(value, where), where))
+
+        if site == "residual":
+            layer = decoder.layer(index).module
+            return layer.register_forward_hook(lambda _, __, output: edited(output), prepend=True)
+        return _heads(decoder, index).projection.register_forward_pre_hook(lambda _, args: edited(args), prepend=True)
+
+    def _where_now(self) -> Where:
+        """This forward's answer; while activation checkpointing recomputes, that of the forward it recomputes."""
+        # A graph break inside a hook makes torch.compile drop the hook in silence, and this private call is one.
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            self._recomputing = True
+            if len(self._to_recompute) > 1:
+                raise RuntimeError(
+                    "activation checkpointing cannot tell which of several steered forwards it recomputes; call "
+                    "backward after each forward, and run a forward that has none under no_grad"
+                )
+            return self._to_recompute[0]
+        if self._where is None:
+            raise RuntimeError("a steered layer ran without its decoder, so the steered tokens are not known")
+        return self._where
+
+    def _locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before each forward of the decoder: decide which of its tokens are steered."""
+        call = self._signature.bind_partial(*args, **kwargs).arguments
+        call |= call.pop("kwargs", {})
+        tokens = call.get("input_ids") if call.get("input_ids") is not None else call.get("inputs_embeds")
+        if not isinstance(tokens, Tensor):
+            raise UserError("a steered forward needs input_ids or inputs_embeds")
+        if self._positions == "all":
+            self._where = True
+        elif self._columns is not None:
+            self._where = self._columns.where(tokens.shape[1], past_length(call), self._positions, tokens.device)
+        else:
+            self._where = where_in_rows(tokens, call, self._positions)
+        if torch.is_grad_enabled():
+            if self._recomputing:
+                self._to_recompute, self._recomputing = [], False
+            if len(self._to_recompute) < 2 and not any(_same(self._where, other) for other in self._to_recompute):
+                self._to_recompute.append(self._where)  # two different ones are one too many already
+
+    def _wrap(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        takes_compile_flag = "generation_config" in inspect.signature(inner).parameters
+
+        def generate(inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+            """`generate` of transformers, steered: notes where the prompt ends, and moves padding to the left."""
+            if inputs is not None:
+                kwargs["inputs"] = inputs
+            name = next((k for k in ("inputs", "input_ids", "inputs_embeds") if kwargs.get(k) is not None), None)
+            if name is None or not isinstance(kwargs[name], Tensor):
+                raise UserError("steered generate needs input_ids or inputs_embeds as a tensor")
+            mask, width = kwargs.get("attention_mask"), kwargs[name].shape[1]
+            if isinstance(mask, Tensor) and mask.dim() == 2:
+                width = mask.shape[1]  # wider than the input where only what follows a cache is passed
+                if not past_length(kwargs):
+                    kwargs[name], kwargs["attention_mask"] = pad_left(kwargs[name], mask)
+                elif not bool(mask[:, -1].all()):
+                    raise UserError("prompts padded on the right cannot continue a cache; pad them on the left")
+            if takes_compile_flag:
+                kwargs.setdefault("disable_compile", True)  # a graph compiled earlier knows nothing of these hooks
+            outer, self._columns = self._columns, PromptColumns(width)
+            try:
+                return inner(kwargs.pop("inputs", None), *args, **kwargs)
+            finally:
+                self._columns = outer
+
+        return generate
+
+
+@contextmanager
+def record_last_token(model: nn.Module, site: Site, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Record the activation at `site` of the last column while the context is open.
+
+    Yields a dict that each forward fills with layer -> (batch, width), in the activation's dtype. Prompts must be
+    padded on the left, so that the last column holds each row's last prompt token.
+    """
+    decoder = find_decoder(model)
+    seen: dict[int, Tensor] = {}
+    handles: list[RemovableHandle] = []
+
+    def keep(index: int, hidden: Tensor) -> None:
+        seen[index] = hidden[:, -1].detach()
+
+    try:
+        for index in layers:
+            if site == "residual":
+                module = decoder.layer(index).module
+                handles.append(module.register_forward_hook(lambda _, __, out, i=index: keep(i, _hidden(out))))
+            else:
+                module = _heads(decoder, index).projection
+                handles.append(module.register_forward_pre_hook(lambda _, args, i=index: keep(i, _hidden(args))))
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _heads(decoder: Decoder, index: int) -> Heads:
+    """The heads of layer `index`; raises UserError, naming the layers that have some."""
+    decoder.width("heads", index)
+    heads = decoder.layer(index).heads
+    assert heads is not None
+    return heads
+
+
+def _same(a: Where, b: Where) -> bool:
+    return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a graph was, or will be, made of this module, to which hooks and forwards changed later mean nothing."""
+    return getattr(module, "_compiled_call_impl", None) is not None or "_orig_mod" in module._modules
+
+
+def _hidden(value: Any, where: Where = True) -> Tensor:
+    """The activation in a layer's output or a module's arguments: the value itself, or the first of its items.
+
+    Raises:
+        UserError: it is not laid out as (batch, tokens, width), so that `where` could fall on the wrong tokens.
+    """
+    hidden = value[0] if isinstance(value, tuple | list) else value
+    if isinstance(hidden, Tensor) and hidden.dim() == 3:
+        masked = where.shape[:2] if isinstance(where, Tensor) else hidden.shape[:2]
+        if tuple(masked) in (tuple(hidden.shape[:2]), (1, hidden.shape[1])):
+            return hidden
+    found = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
+    raise UserError(f"cannot steer this architecture: expected a (batch, tokens, width) activation, found {found}")
+
+
+def _replace_hidden(output: Any, hidden: Tensor) -> Any:
+    if isinstance(output, tuple):
+        return (hidden, *output[1:])
+    return [hidden, *output[1:]] if isinstance(output, list) else hidden

@@ -1,0 +1,15 @@
+"""tasks."""
+
+from laai.tasks.examples import Example, Splits, Task, apart, same_text, without
+from laai.tasks.loading import builtin_tasks, load_task
+
+__all__ = [
+    "Example",
+    "Splits",
+    "Task",
+    "apart",
+    "builtin_tasks",
+    "load_task",
+    "same_text",
+    "without",
+]
