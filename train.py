@@ -28,7 +28,7 @@ from laai.errors import UserError, between_processes
 from laai.evaluation import Method, answers_markdown, compare, markdown_table, print_table, write_results
 from laai.files import check_name
 from laai.learn import Interruption, LAAIModule, Monitor, StopAtBest, StopAtLoss, layer_effects, log_effects
-from laai.models import move, peak_megabytes
+from laai.models import peak_megabytes
 from laai.runtime import (
     CheckpointFiles,
     FewShotDataModule,
@@ -153,7 +153,7 @@ class TrainCLI(LightningCLI):
         if writes:
             learned.save(folder / "intervention.safetensors")  # kept even if testing is interrupted
         module.steered.detach()
-        move(model.llm, device)  # the trainer has put it on the CPU
+        model.to(device)  # the trainer has put it on the CPU
         prompts = [prompt for _, prompt in encode_training(module.template, data.splits.train)]
         log_effects(trainer, layer_effects(model, learned.to(device), prompts))
         methods = [Method("zero-shot"), Method("few-shot", demonstrations=data.splits.train)]

@@ -7,7 +7,10 @@ from contextlib import contextmanager
 
 import torch
 import transformers
+from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM
+
+from laai.models import LanguageModel
 
 VOCABULARY, WIDTH, HEADS, LAYERS = 97, 32, 4, 3
 WINDOW = 4  # of the sliding attention: shorter than the prompts of the tests
@@ -185,3 +188,15 @@ def pad(rows, side, value=0):
 def positions_of(mask):
     """Position ids that follow the mask."""
     return (mask.cumsum(-1) - 1).clamp_min(0)
+
+
+@functools.cache
+def _tokenizer():
+    """One that pads with 0, as the tiny models do; tests of bare token ids need no more of it."""
+    core = Tokenizer(models.WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2}, unk_token="<s>"))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="</s>")
+
+
+def language_model(llm, name="tiny"):
+    """The `LanguageModel` of a tiny model."""
+    return LanguageModel(llm, _tokenizer(), name)

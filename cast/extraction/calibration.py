@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from laai.engine import Reuse, answer_logits, started_batches
-from laai.models import LanguageModel, find_decoder
+from laai.models import LanguageModel
 from laai.prompts import Template, pad_token
 from laai.steering import Intervention, record_last_token
 from laai.tasks import Example
@@ -68,7 +68,7 @@ def label_prior(
     ids = shifted_tokens(vector, template, examples)
     if ids is None:
         return None
-    llm, last = model.llm, len(find_decoder(model.llm).layers) - 1
+    llm, last = model.llm, len(model.decoder.layers) - 1
     untyped: Any = llm
     rows = functional.normalize(_least_disturbing(untyped.get_output_embeddings().weight, ids), dim=-1)
     reuse = Reuse()

@@ -20,8 +20,8 @@ from torch import Tensor
 from laai.engine import Reuse, answer_logits, started_batches
 from laai.errors import UserError
 from laai.files import write_atomically
-from laai.models import LanguageModel, find_decoder, fingerprint
-from laai.prompts import Prompt, pad_token
+from laai.models import LanguageModel, fingerprint
+from laai.prompts import Prompt
 from laai.steering import Key, record_last_token
 
 Rows = Mapping[Key, Tensor]
@@ -47,7 +47,7 @@ class Contrast:
         keep: bool = False,
         precision: str = "32-true",
     ) -> None:
-        decoder = find_decoder(model.llm)
+        decoder = model.decoder
         self.widths = {key: decoder.width(*key) for key in keys}
         self._model, self._precision = model, precision
         self._prompts = [[Prompt(p.prefix, p.suffix[:1]) for p in prompts] for prompts in (few_shot, zero_shot)]
@@ -98,7 +98,7 @@ class Contrast:
             sites = sorted({site for site, _ in self.widths})
             seen = {s: stack.enter_context(record_last_token(llm, s, self._layers(s))) for s in sites}
             chosen = [prompts[i] for i in pairs]
-            for started in started_batches(llm, chosen, pad_token(self._model.tokenizer), len(pairs), self._reuse):
+            for started in started_batches(llm, chosen, self._model.pad, len(pairs), self._reuse):
                 answer_logits(llm, started.batch, started.before)
                 found[started.rows] = torch.cat([seen[s][i].cpu().double() for s, i in self.widths], dim=1)
         return found

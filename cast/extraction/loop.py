@@ -9,13 +9,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from cast.extraction.contrast import Contrast
 from laai.errors import UserError
-from laai.models import LanguageModel, hold, move
+from laai.models import LanguageModel
 from laai.runtime import check_precision, heed_sigterm
 
 NOTHING = -1
@@ -66,10 +66,10 @@ def run_all(
     with tqdm(
         total=len(contrast), initial=int(contrast.done.sum()), desc=name, disable=name is None, leave=False
     ) as bar:
-        work = _Work(model.llm, contrast, partial, bar)
+        work = _Work(model, contrast, partial, bar)
         numbers: Any = torch.tensor(todo)  # a loader takes any sequence; its type says a Dataset
         loader: DataLoader[Tensor] = DataLoader(numbers, batch_size)
-        device = next(model.llm.parameters()).device
+        device = model.device
         try:
             if trainer is None:
                 for pairs in loader:
@@ -80,7 +80,7 @@ def run_all(
             work.save()
             raise
         finally:
-            move(model.llm, device)  # Lightning leaves it elsewhere
+            model.to(device)  # Lightning leaves it elsewhere
         if work.is_first:
             work.save()  # of all devices
 
@@ -100,10 +100,10 @@ def discard(partial: Path) -> None:
 class _Work(pl.LightningModule):
     """The pairs that its batches number, run one batch at a time."""
 
-    def __init__(self, llm: nn.Module, contrast: Contrast, partial: Path | None, bar: tqdm[Any]) -> None:
+    def __init__(self, model: LanguageModel, contrast: Contrast, partial: Path | None, bar: tqdm[Any]) -> None:
         super().__init__()
         self._contrast, self._bar, self._partial = contrast, bar, partial
-        hold(self, llm)
+        model.held_by(self)
         self._rank, self._devices = 0, 1
         self._error: UserError | None = None
         self._saved = time.monotonic()

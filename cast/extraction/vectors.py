@@ -20,7 +20,7 @@ from cast.extraction.loop import run_all
 from cast.extraction.samples import draw
 from cast.selection import encoder_embeddings, state_embeddings
 from laai.errors import UserError
-from laai.models import LanguageModel, find_decoder
+from laai.models import LanguageModel
 from laai.prompts import Template, other_examples
 from laai.steering import Intervention, Key, seen_digests
 from laai.tasks import Example, Task
@@ -216,7 +216,7 @@ def contrast_of(
             raise UserError(f"the sample {sample.input!r} stands among its own demonstrations")
     if batch_size < 1:
         raise UserError(f"expected batch_size as at least 1, found {batch_size}")
-    decoder = find_decoder(model.llm)
+    decoder = model.decoder
     keys: list[Key] = []
     for s in [site] if isinstance(site, str) else site:
         if s not in SITES:

@@ -22,7 +22,7 @@ from transformers import AutoModel, AutoTokenizer
 from laai.engine import position_options
 from laai.errors import UserError
 from laai.files import write_atomically
-from laai.models import LanguageModel, cache_folder, find_decoder, fingerprint
+from laai.models import LanguageModel, cache_folder, fingerprint
 from laai.prompts import pad_token
 
 Embeddings = NDArray[np.float32]
@@ -59,7 +59,7 @@ def state_embeddings(
     Raises:
         UserError: no such layer.
     """
-    decoder, tokenizer = find_decoder(model.llm), model.tokenizer
+    decoder, tokenizer = model.decoder, model.tokenizer
     chosen = decoder.layer(2 * len(decoder.layers) // 3 if layer is None else layer)
     seen: list[Tensor] = []
 

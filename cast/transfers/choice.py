@@ -19,7 +19,7 @@ from cast.extraction import offsets, shifted_tokens
 from laai.engine import Reuse, sweep
 from laai.errors import UserError
 from laai.evaluation import bootstrap_interval, choose_options
-from laai.models import LanguageModel, find_decoder
+from laai.models import LanguageModel
 from laai.prompts import Prompt, Template
 from laai.steering import Intervention
 from laai.tasks import Example
@@ -190,7 +190,7 @@ def places_of(model: LanguageModel, vector: Intervention) -> list[tuple[int, ...
     layers = tuple(vector.layers)
     if vector.sites == ["residual"]:
         return [(layer,) for layer in layers]
-    depth = len(find_decoder(model.llm).layers)
+    depth = len(model.decoder.layers)
     bounds = [(0, depth), (0, 2 * depth // 3), (depth // 3, depth), (0, depth // 2), (depth // 2, depth)]
     bounds += [(third * depth // 3, (third + 1) * depth // 3) for third in range(3)]
     places = [tuple(layer for layer in layers if low <= layer < high) for low, high in bounds]

@@ -10,7 +10,7 @@ from torch import Tensor
 from cast.transfers.choice import Choice, judged, right_options, whole_answers
 from laai.engine import Reuse, sweep
 from laai.evaluation import Interval, bootstrap_interval
-from laai.models import LanguageModel, find_decoder
+from laai.models import LanguageModel
 from laai.prompts import Template
 from laai.steering import Intervention
 from laai.tasks import Example
@@ -49,7 +49,7 @@ def scale_by_layer(
     """
     if vector.sites != ["heads"]:
         return choice
-    depth = len(find_decoder(model.llm).layers)
+    depth = len(model.decoder.layers)
     answers = [template.encode(e.input, answer=e.output) for e in examples]
     start = dict.fromkeys(vector.layers, 0.0) | dict(zip(choice.layers, choice.scales, strict=True))
 

@@ -79,7 +79,7 @@ def selection(options: Any) -> dict[str, Any]:
 def _extract(options: Any) -> None:
     from cast.extraction import discard, extract
     from laai.files import check_output
-    from laai.models import load_model, move
+    from laai.models import load_model
     from laai.runtime import ignore_chatter, trainer_of
     from laai.tasks import load_task
 
@@ -89,7 +89,7 @@ def _extract(options: Any) -> None:
     trainer, chosen = trainer_of(options.devices, options.precision, options.num_nodes), selection(options)
     source = load_task(options.source, columns=columns_of(options))
     model = load_model(options.base_model, dtype=options.dtype)
-    move(model.llm, trainer.strategy.root_device)  # samples are compared there too
+    model.to(trainer.strategy.root_device)  # samples are compared there too
     vector = extract(
         model, source, site=list(SITES) if options.site == "both" else options.site, layers=options.layers,
         trainer=trainer, partial=partial, **chosen,
@@ -156,7 +156,7 @@ def _transfer(options: Any) -> None:
     from laai.errors import UserError
     from laai.evaluation import print_table
     from laai.files import check_output, write_json
-    from laai.models import load_model, move
+    from laai.models import load_model
     from laai.runtime import ignore_chatter, trainer_of
     from laai.tasks import load_task
 
@@ -178,7 +178,7 @@ def _transfer(options: Any) -> None:
     labelled = target.examples[0].choices and len({example.choices for example in target.examples}) == 1
     centre = [task for task, _ in weighted(options.centre, load)] if options.centre else []
     model = load_model(options.base_model, dtype=options.dtype)
-    move(model.llm, trainer.strategy.root_device)  # the place is chosen there too, not only tested
+    model.to(trainer.strategy.root_device)  # the place is chosen there too, not only tested
     found = transfer(
         model, sources, target, development=options.development, test=options.test, refuse=not options.always,
         site=SITES if options.site == "both" else options.site, centre=centre, trainer=trainer, partial=partial,

@@ -13,8 +13,8 @@ from laai.engine.forward import answer_logits, token_nll
 from laai.engine.frozen import FrozenBatch, Way
 from laai.engine.prefix import run_prefix
 from laai.engine.skipping import unchanged_layers
-from laai.models import LanguageModel, find_decoder
-from laai.prompts import IGNORE, Batch, Prompt, by_length, collate, pad_token, to_device, without_unlabelled_end
+from laai.models import LanguageModel
+from laai.prompts import IGNORE, Batch, Prompt, by_length, collate, to_device, without_unlabelled_end
 from laai.steering import Attachment, Edit, Intervention, Where, steer
 
 Choice = tuple[Way, bool]
@@ -58,13 +58,13 @@ def sweep(
         batch_size: prompts run at a time, each as often as there are scales.
         on_candidate: told the number of prompts whenever a candidate is done with a batch.
     """
-    llm, decoder = model.llm, find_decoder(model.llm)
+    llm, decoder = model.llm, model.decoder
     below = [unchanged_layers(decoder, [key for key, _ in c.items()]) for c in candidates]
     shape = (len(candidates), len(scales), len(prompts))
     scores = SweepScores(torch.zeros(shape), torch.zeros(shape, dtype=torch.bool))
     choice: Choice | None = None
     for number, rows in enumerate(by_length(prompts, batch_size)):
-        batch = without_unlabelled_end(to_device(collate([prompts[i] for i in rows], pad_token(model.tokenizer)), llm))
+        batch = without_unlabelled_end(to_device(collate([prompts[i] for i in rows], model.pad), llm))
         if number == 0:
             choice = choose_way(model, batch, candidates)
         frozen = freeze(model, batch, choice)
@@ -107,7 +107,7 @@ def choose_way(model: LanguageModel, batch: Batch, candidates: Sequence[Interven
     ranked = sorted(free, key=lambda c: min(c.layers))
     probe = ranked[len(ranked) // 2]  # it skips some layers and runs some
     with probe.on(model):
-        below = unchanged_layers(find_decoder(model.llm), [key for key, _ in probe.items()])
+        below = unchanged_layers(model.decoder, [key for key, _ in probe.items()])
         found = find_way(model.llm, batch, below, probe)
     return None if found is None else (found[0], bool(found[1]) or not below)
 

@@ -13,7 +13,7 @@ from laai.engine import Reuse
 from laai.errors import UserError
 from laai.evaluation.measuring import Measured, measure
 from laai.evaluation.scores import Scores, TaskMetrics
-from laai.models import LanguageModel, hold
+from laai.models import LanguageModel
 from laai.prompts import Shown, answer_limit
 from laai.runtime import FewShotDataModule, heed_sigterm
 from laai.steering import Attachment, Intervention
@@ -51,7 +51,7 @@ class Evaluation(pl.LightningModule):
         vector = method.intervention
         self._reuse = reuse if vector is None or vector.positions != "all" else None
         self.llm: nn.Module
-        hold(self, language_model.llm)
+        language_model.held_by(self)
         self.method, self._data, self._language_model = method, data, language_model
         self.template = replace(data.template(language_model.tokenizer), before=method.before)
         self.metrics = TaskMetrics()

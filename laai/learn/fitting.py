@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 
 from laai.learn.module import LAAIModule
 from laai.learn.stopping import StopAtBest, StopAtLoss
-from laai.models import LanguageModel, move
+from laai.models import LanguageModel
 from laai.runtime import FewShotDataModule, StepProgress, ignore_noise
 from laai.steering import Intervention
 from laai.tasks import Task
@@ -65,7 +65,7 @@ def fit(
     module.language_model, module.given_start = model, given
     stop = StopAtBest() if validation else StopAtLoss(stop_at_loss)
     trainer = trainer or _quiet_trainer(steps, [*callbacks, StepProgress(), stop])
-    device = next(model.llm.parameters()).device
+    device = model.device
     try:
         with warnings.catch_warnings():
             ignore_noise()
@@ -73,7 +73,7 @@ def fit(
     finally:
         if hasattr(module, "steered"):
             module.steered.detach()
-        move(model.llm, device)  # Lightning leaves the model where it trained it, or moves it to the CPU
+        model.to(device)  # Lightning leaves the model where it trained it, or moves it to the CPU
     return module.learned().to(device)
 
 

@@ -21,8 +21,8 @@ from laai.engine import (
     unchanged_layers,
 )
 from laai.errors import UserError
-from laai.models import LanguageModel, find_decoder
-from laai.prompts import Batch, Prompt, collate, pad_token, to_device, without_unlabelled_end
+from laai.models import LanguageModel
+from laai.prompts import Batch, Prompt, collate, to_device, without_unlabelled_end
 from laai.steering import Attachment, Intervention, Where, steer
 from laai.vocabulary import Positions, Site
 
@@ -73,8 +73,8 @@ def profile_layers(
     if len(prompts) < 2:
         raise UserError("layers=auto needs at least 2 training examples; name a layer instead")
     prompts = prompts[:MAX_EXAMPLES]
-    pad = pad_token(model.tokenizer)
-    layers = _spread(find_decoder(model.llm).steerable(site), rounds[0][0])
+    pad = model.pad
+    layers = _spread(model.decoder.steerable(site), rounds[0][0])
     statistics = last_token_statistics(model.llm, prompts, site, layers, pad=pad)
     batch = without_unlabelled_end(to_device(collate(prompts, pad), model.llm))
     zeros = [Intervention.zeros(model, site, [layer], positions=positions) for layer in layers]
@@ -106,8 +106,8 @@ class _Candidate:
         ((self.key, vector),) = zero.items()
         self.layer, self.positions = self.key[1], zero.positions
         self.llm = model.llm
-        self.below = unchanged_layers(find_decoder(model.llm), [self.key])
-        self.vectors = torch.zeros(2, len(vector), device=next(model.llm.parameters()).device, requires_grad=True)
+        self.below = unchanged_layers(model.decoder, [self.key])
+        self.vectors = torch.zeros(2, len(vector), device=model.device, requires_grad=True)
         self.optimizer = torch.optim.Adam([self.vectors], lr=rate)
         self.nll, self.steps = 0.0, 0
 

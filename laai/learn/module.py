@@ -24,8 +24,8 @@ from laai.learn.placement import place
 from laai.learn.starts import start_of
 from laai.learn.steered import SteeredLM
 from laai.learn.teacher import few_shot_teacher
-from laai.models import LanguageModel, find_decoder
-from laai.prompts import IGNORE, Batch, Template, answer_limit, pad_token
+from laai.models import LanguageModel
+from laai.prompts import IGNORE, Batch, Template, answer_limit
 from laai.runtime import (
     FewShotDataModule,
     ShardedStrategy,
@@ -152,23 +152,25 @@ class LAAIModule(LightningModule):
         """Load the LLM and make the start; once, in every process, before optimisers and wrappers."""
         if hasattr(self, "steered"):
             return
-        llm = place(self)
+        model = place(self)
         prompts = [prompt for _, prompt in encode_training(self.template, self.data.splits.train)]
         with torch.inference_mode(False), torch.enable_grad():
             if self.layers == "auto" and self.site == "residual":
                 self.layer_profile = profile_layers(self.language_model, self.site, self.positions, prompts)
                 layers = [self.layer_profile.best]
             else:
-                layers = resolve_layers(self.layers, find_decoder(llm), self.site)
+                layers = resolve_layers(self.layers, model.decoder, self.site)
         layers = self.trainer.strategy.broadcast(layers)  # devices may round differently
-        pad = pad_token(self.language_model.tokenizer)
-        statistics = last_token_statistics(llm, prompts, self.site, layers, pad=pad)
+        pad = self.language_model.pad
+        statistics = last_token_statistics(model.llm, prompts, self.site, layers, pad=pad)
         self.rms = {layer: statistics.rms(layer) for layer in layers}
         start, examples = start_of(self, layers), self.data.splits.train
         self.centre = {key: v.detach().clone() for key, v in start.items()} if self.prior == "start" else {}
-        self.teacher = few_shot_teacher(llm, self.template, examples) if self.distill else []
+        self.teacher = few_shot_teacher(model.llm, self.template, examples) if self.distill else []
         several = (self.data.batch_size or len(examples)) < len(examples)  # batches, in an order of the epoch's own
-        self.steered = SteeredLM(llm, start, self.prefix_cache, alone=several, recompute=self.activation_checkpointing)
+        self.steered = SteeredLM(
+            model, start, self.prefix_cache, alone=several, recompute=self.activation_checkpointing
+        )
 
     def learned(self) -> Intervention:
         """The vectors with the settings of their training in their metadata."""

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from laai.errors import UserError
-from laai.models import load_model, load_sharded, move
+from laai.models import LanguageModel, load_model, load_sharded
 from laai.runtime import ShardedStrategy
 
 if TYPE_CHECKING:
     from laai.learn.module import LAAIModule
 
 
-def place(module: LAAIModule) -> nn.Module:
+def place(module: LAAIModule) -> LanguageModel:
     """Load the module's language model, unless it has one, and bring it to the process's device.
 
     Raises:
@@ -35,9 +33,8 @@ def place(module: LAAIModule) -> nn.Module:
             raise UserError("layers=auto at residual does not go with strategy fsdp2: choose a layer")
         where = trainer.strategy.mesh, trainer.strategy.root_device
         module.language_model = load_sharded(module.base_model, module.dtype_name, *where)
-        return module.language_model.llm
+        return module.language_model
     if not hasattr(module, "language_model"):
         module.language_model = load_model(module.base_model, dtype=module.dtype_name, device_map=module.device_map)
-    llm: nn.Module = module.language_model.llm
-    move(llm, trainer.strategy.root_device)
-    return llm
+    module.language_model.to(trainer.strategy.root_device)
+    return module.language_model

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from laai.engine import PrefixEngine, answer_logits, recomputing, token_divergence, token_nll
-from laai.models import hold
+from laai.models import LanguageModel
 from laai.prompts import Batch, without_unlabelled_end
 from laai.steering import Attachment, Intervention
 from laai.vocabulary import PrefixBudget
@@ -35,7 +35,7 @@ class SteeredLM(nn.Module):
     Where no vector can change the prefix, each example's is run once, and each forward runs the suffix (`laai.engine`).
 
     Args:
-        llm: a causal LM; it is frozen here.
+        model: the language model, frozen.
         intervention: the vectors; the only parameters that require a gradient.
         prefix_cache: bytes for frozen prefixes, `auto` for half of the free memory, `off` for whole forwards.
         alone: keep of each example what it gives by itself, so that the same batches give the same bits in any order.
@@ -44,19 +44,18 @@ class SteeredLM(nn.Module):
 
     def __init__(
         self,
-        llm: nn.Module,
+        model: LanguageModel,
         intervention: Intervention,
         prefix_cache: PrefixBudget = "auto",
         alone: bool = False,
         recompute: bool = False,
     ) -> None:
         super().__init__()
-        llm.requires_grad_(False).eval()
         self.llm: nn.Module
-        hold(self, llm)
+        model.held_by(self)
         self.intervention = intervention
-        self._attachment: Attachment | None = intervention.attach(llm)
-        self.engine = PrefixEngine(llm, intervention, "off" if recompute else prefix_cache, alone)
+        self._attachment: Attachment | None = intervention.attach(model)
+        self.engine = PrefixEngine(model.llm, intervention, "off" if recompute else prefix_cache, alone)
         self._recompute = recompute
 
     def train(self, mode: bool = True) -> SteeredLM:

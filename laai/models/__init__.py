@@ -3,7 +3,7 @@
 from laai.models.decoder import Decoder, Heads, find_decoder, text_config, unwrap
 from laai.models.default import cache_folder, default_model_folder
 from laai.models.identity import fingerprint
-from laai.models.language_model import LanguageModel, hold, model_identity, move, transformer
+from laai.models.language_model import LanguageModel, model_identity, transformer
 from laai.models.loading import load_model
 from laai.models.memory import free_memory, peak_megabytes
 from laai.models.sharding import is_sharded, load_sharded
@@ -17,12 +17,10 @@ __all__ = [
     "find_decoder",
     "fingerprint",
     "free_memory",
-    "hold",
     "is_sharded",
     "load_model",
     "load_sharded",
     "model_identity",
-    "move",
     "peak_megabytes",
     "text_config",
     "transformer",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from laai.errors import UserError
-from laai.models.decoder import unwrap
+from laai.models.decoder import Decoder, find_decoder, text_config, unwrap
 from laai.models.identity import config_hash
 from laai.models.quantised import keep_differentiable
 
@@ -55,6 +57,57 @@ class LanguageModel:
         if generation is not None and generation.pad_token_id is None:
             generation.pad_token_id = self.tokenizer.pad_token_id  # else generate warns at every call
 
+    @cached_property
+    def decoder(self) -> Decoder:
+        """Its layers and attention heads.
+
+        Raises:
+            UserError: they cannot be told apart from other module lists.
+        """
+        return find_decoder(self.llm)
+
+    @property
+    def config(self) -> Any:
+        """The configuration of its language part."""
+        return text_config(self.llm)
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that it was made to read at most; None where its configuration does not say."""
+        return getattr(self.config, "max_position_embeddings", None) or None
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the device of its embedding."""
+        return self.llm.get_input_embeddings().weight.device
+
+    @property
+    def pad(self) -> int:
+        """The id to pad with; which one does not matter, as pads are masked."""
+        return int(self.tokenizer.pad_token_id)
+
+    @property
+    def spread(self) -> bool:
+        """Whether a device map has put parts of it on different devices, where they have to stay."""
+        return len(set((getattr(self.llm, "hf_device_map", None) or {}).values())) > 1
+
+    @property
+    def sharded(self) -> bool:
+        """Whether its weights lie in shards on several devices: a forward is joint work of all processes then."""
+        return any(isinstance(parameter, DTensor) for parameter in self.llm.parameters())
+
+    def to(self, device: torch.device) -> None:
+        """Move it, unless its parts have to stay where they are."""
+        if not self.spread:
+            nn.Module.to(self.llm, device)
+
+    def held_by(self, owner: nn.Module) -> None:
+        """Make `llm` an attribute of a module; a spread one is no submodule, so that nothing moves it."""
+        if self.spread:
+            owner.__dict__["llm"] = self.llm
+        else:
+            owner.llm = self.llm
+
     @property
     def config_hash(self) -> str:
         """16 hex digits that stand for the architecture; see `config_hash`."""
@@ -64,25 +117,6 @@ class LanguageModel:
     def identity(self) -> dict[str, str | None]:
         """What a saved intervention records of the model that it was made on."""
         return {"base_model": self.name, "revision": self.revision, "config_hash": self.config_hash}
-
-
-def move(llm: nn.Module, device: torch.device) -> None:
-    """Move a model, unless its parts have to stay where they are."""
-    if not is_spread(llm):
-        nn.Module.to(llm, device)
-
-
-def hold(owner: nn.Module, llm: nn.Module) -> None:
-    """Make a model the attribute `llm` of a module; one that is spread is no submodule, so that nothing moves it."""
-    if is_spread(llm):
-        owner.__dict__["llm"] = llm
-    else:
-        owner.llm = llm
-
-
-def is_spread(llm: nn.Module) -> bool:
-    """Whether a device map has put parts of the model on different devices, where they have to stay."""
-    return len(set((getattr(llm, "hf_device_map", None) or {}).values())) > 1
 
 
 def transformer(model: nn.Module | LanguageModel) -> nn.Module:

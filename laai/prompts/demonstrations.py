@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from laai.models import LanguageModel, text_config
+from laai.models import LanguageModel
 from laai.prompts.templates import Shown, Template
 from laai.tasks import Example, Task
 
@@ -76,7 +76,7 @@ def longest_query(template: Template, queries: Sequence[Example]) -> str:
 
 def context_left(model: LanguageModel, template: Template, queries: Sequence[Example]) -> float:
     """Tokens that a prompt may have, so that the model's context holds the longest answer or option too."""
-    context = getattr(text_config(model.llm), "max_position_embeddings", None) or math.inf
+    context = model.context or math.inf
     options = [replace(e, output=option) for e in queries for option in e.choices or ()]
     return float(context - answer_limit(template, [*queries, *options]))
 

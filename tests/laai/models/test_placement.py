@@ -9,7 +9,6 @@ from cast import CastStart
 from laai.errors import UserError
 from laai.evaluation.arms import Evaluation, Method
 from laai.learn.steered import SteeredLM
-from laai.models.language_model import move
 from laai.models.loading import load_model
 from laai.steering.intervention import Intervention
 from tests.laai.learn.test_module import Losses, assert_close, vectors
@@ -59,9 +58,9 @@ def test_one_process_may_spread_the_model(learn, tiny_folder, words_data):
     assert module.trainer.global_step == 2
     spread = load_model(str(tiny_folder))
     spread.llm.hf_device_map = {"model.embed_tokens": 0, "model.layers": 1}
-    steered = SteeredLM(spread.llm, Intervention.zeros(spread, "heads", [1]))
+    steered = SteeredLM(spread, Intervention.zeros(spread, "heads", [1]))
     evaluation = Evaluation(spread, words_data(), Method("zero-shot"))
-    move(spread.llm, torch.device("meta"))
+    spread.to(torch.device("meta"))
     for module in (steered, evaluation):
         module.to(torch.float64)
         assert module.llm.dtype == torch.float32
