@@ -155,15 +155,15 @@ class TrainCLI(LightningCLI):
         module.steered.detach()
         model.to(device)  # the trainer has put it on the CPU
         prompts = [prompt for _, prompt in encode_training(module.template, data.splits.train)]
-        log_effects(trainer, layer_effects(model, learned.to(device), prompts))
+        log_effects(trainer, layer_effects(module.engine, learned.to(device), prompts))
         methods = [Method("zero-shot"), Method("few-shot", demonstrations=data.splits.train)]
         named = module.source not in ("auto", "own", ["auto"], ["own"])
         has_cast = data.num_examples > 1 or module.init == "cast" or named
         if module.cast_start is not None and has_cast:
             vector = module.cast_start(module).select(learned.layers)
-            methods.append(Method("cast", best_scale(model, vector, prompts) * vector))
+            methods.append(Method("cast", best_scale(model, vector, prompts, engine=module.engine) * vector))
         methods.append(Method("laai", learned))
-        tests = compare(trainer, model, data, methods, module.prefix_cache)
+        tests = compare(trainer, model, data, methods, module.engine)
         rows = [test.scores for test in tests if test.scores is not None]
         if not writes:
             return

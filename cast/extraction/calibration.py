@@ -12,16 +12,15 @@ no lower odds against all other tokens than before: else words would win that ar
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from laai.engine import Reuse, answer_logits, started_batches
+from laai.engine import Engine
 from laai.models import LanguageModel
-from laai.prompts import Template, pad_token
-from laai.steering import Intervention, record_last_token
+from laai.prompts import Template
+from laai.steering import Intervention
 from laai.tasks import Example
 
 MEAN_FLOOR = 1e-3
@@ -68,22 +67,20 @@ def label_prior(
     ids = shifted_tokens(vector, template, examples)
     if ids is None:
         return None
-    llm, last = model.llm, len(model.decoder.layers) - 1
-    untyped: Any = llm
-    rows = functional.normalize(_least_disturbing(untyped.get_output_embeddings().weight, ids), dim=-1)
-    reuse = Reuse()
+    last, engine = len(model.decoder.layers) - 1, Engine(model)
+    rows = functional.normalize(_least_disturbing(model.head, ids), dim=-1)
 
     def shifted(weights: Tensor) -> tuple[Tensor, Tensor]:
         """Log-odds of each label against all that is none (examples, labels), and the last states' norms."""
         both = vector + _at(vector, last, weights @ rows)
         prompts = [template.encode(example.input) for example in examples]
         odds, norms = torch.zeros(len(examples), len(ids)), torch.zeros(len(examples))
-        with both.on(model), record_last_token(llm, "residual", [last]) as seen:
-            for started in started_batches(llm, prompts, pad_token(template.tokenizer), 32, reuse, own=True):
-                logits = answer_logits(llm, started.batch, started.before)[:, 0].float()
+        with both.on(model), engine.passes(prompts) as batches:
+            for read in engine.activations(prompts, [("residual", last)], 32, batches):
+                logits = read.logits.float()
                 rest = logits.index_fill(1, torch.tensor(ids, device=logits.device), float("-inf"))
-                odds[started.rows] = (logits[:, ids] - rest.logsumexp(dim=-1, keepdim=True)).cpu()
-                norms[started.rows] = seen[last].float().norm(dim=-1).cpu()
+                odds[read.rows] = (logits[:, ids] - rest.logsumexp(dim=-1, keepdim=True)).cpu()
+                norms[read.rows] = read.states["residual", last].float().norm(dim=-1).cpu()
         return odds, norms
 
     nothing = torch.zeros(len(ids))

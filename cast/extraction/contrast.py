@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 
@@ -17,12 +16,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from laai.engine import Reuse, answer_logits, started_batches
+from laai.engine import Engine
 from laai.errors import UserError
 from laai.files import write_atomically
 from laai.models import LanguageModel, fingerprint
 from laai.prompts import Prompt
-from laai.steering import Key, record_last_token
+from laai.steering import Key
 
 Rows = Mapping[Key, Tensor]
 
@@ -51,7 +50,7 @@ class Contrast:
         self.widths = {key: decoder.width(*key) for key in keys}
         self._model, self._precision = model, precision
         self._prompts = [[Prompt(p.prefix, p.suffix[:1]) for p in prompts] for prompts in (few_shot, zero_shot)]
-        self._reuse, self._began = Reuse("off"), False
+        self._engine = Engine(model)
         total = sum(self.widths.values())
         self.done = torch.zeros(len(few_shot), dtype=torch.bool)
         self.sums = torch.zeros(3, total, dtype=torch.float64)  # few-shot, zero-shot, squared differences
@@ -72,10 +71,8 @@ class Contrast:
         Raises:
             UserError: activations that are not finite; of these pairs nothing counts.
         """
-        if not self._began:  # what all prompts of a kind begin with, demonstrations that they share, is run once
-            self._began = True
-            for prompts in self._prompts:
-                self._reuse.beginning(self._model.llm, prompts)
+        for prompts in self._prompts:  # what all of a kind begin with, demonstrations that they share, is run once
+            self._engine.begin(prompts)
         few, zero = (self._activations(prompts, pairs) for prompts in self._prompts)
         difference = few - zero
         if not difference.isfinite().all():
@@ -92,19 +89,11 @@ class Contrast:
 
     def _activations(self, prompts: Sequence[Prompt], pairs: Sequence[int]) -> Tensor:
         """(pairs, all widths) fp64."""
-        llm = self._model.llm
         found = torch.zeros(len(pairs), sum(self.widths.values()), dtype=torch.float64)
-        with ExitStack() as stack:
-            sites = sorted({site for site, _ in self.widths})
-            seen = {s: stack.enter_context(record_last_token(llm, s, self._layers(s))) for s in sites}
-            chosen = [prompts[i] for i in pairs]
-            for started in started_batches(llm, chosen, self._model.pad, len(pairs), self._reuse):
-                answer_logits(llm, started.batch, started.before)
-                found[started.rows] = torch.cat([seen[s][i].cpu().double() for s, i in self.widths], dim=1)
+        chosen = [prompts[i] for i in pairs]
+        for read in self._engine.activations(chosen, list(self.widths), len(pairs)):
+            found[read.rows] = torch.cat([read.states[key].cpu().double() for key in self.widths], dim=1)
         return found
-
-    def _layers(self, site: str) -> list[int]:
-        return [layer for s, layer in self.widths if s == site]
 
     def _split(self, row: Tensor) -> dict[Key, Tensor]:
         return dict(zip(self.widths, torch.split(row, list(self.widths.values()), dim=-1), strict=True))

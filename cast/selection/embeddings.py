@@ -23,7 +23,6 @@ from laai.engine import position_options
 from laai.errors import UserError
 from laai.files import write_atomically
 from laai.models import LanguageModel, cache_folder, fingerprint
-from laai.prompts import pad_token
 
 Embeddings = NDArray[np.float32]
 
@@ -66,14 +65,14 @@ def state_embeddings(
     def encode(some: list[str]) -> Encoded:
         rows = [tokenizer(text, add_special_tokens=False).input_ids[: MAX_TOKENS - 1] for text in some]
         start = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), 0)
-        ids = pad_sequence([torch.tensor([start, *row]) for row in rows], True, pad_token(tokenizer))
+        ids = pad_sequence([torch.tensor([start, *row]) for row in rows], True, model.pad)
         mask = torch.arange(ids.shape[1]) <= torch.tensor([len(row) for row in rows])[:, None]
         counted = mask.clone()
         counted[:, 0] = False
         return ids, mask.long(), counted
 
     def run(ids: Tensor, mask: Tensor) -> Tensor:
-        model.llm(input_ids=ids, attention_mask=mask, use_cache=False, **position_options(model.llm, mask, 1))
+        model.llm(input_ids=ids, attention_mask=mask, use_cache=False, **position_options(model, mask, 1))
         return functional.normalize(seen.pop().float(), dim=-1)
 
     def embed() -> Embeddings:

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from cast.extraction import offsets, shifted_tokens
-from laai.engine import Reuse, sweep
+from laai.engine import Engine
 from laai.errors import UserError
 from laai.evaluation import bootstrap_interval, choose_options
 from laai.models import LanguageModel
@@ -138,7 +138,7 @@ def grid(
     answers = [template.encode(e.input, answer=e.output) for e in examples]
     what, total = f"choosing layers and scale at {' and '.join(vector.sites)}", len(candidates) * len(answers)
     with tqdm(total=total, desc=what, disable=not progress, leave=False) as bar:
-        found = sweep(model, candidates, scales, answers, on_candidate=bar.update)
+        found = Engine(model).sweep(candidates, scales, answers, on_candidate=bar.update)
     return Grid(tuple(map(tuple, places)), scales, whole_answers(found.nll, answers), found.greedy)
 
 
@@ -158,7 +158,7 @@ def right_options(
     examples: Sequence[Example],
     *,
     calibrate: bool = False,
-    reuse: Reuse | None = None,
+    engine: Engine | None = None,
 ) -> Right:
     """Measures the right option's probability in examples that have choices, with `vector` on some layers at a scale.
 
@@ -168,15 +168,15 @@ def right_options(
         template: writes the prompts.
         examples: labelled; those without choices are left out.
         calibrate: a `label_prior` goes with the vector, where it can; without the vector (scale 0) there is none.
-        reuse: prefixes that others ran on these examples; default: the options of all tries share their own.
+        engine: the model's, with what others ran on these examples; default: all tries share one of their own.
     """
     having = [e for e in examples if e.choices]
-    kept = (reuse or Reuse()) if vector.positions != "all" else None
+    shared = engine or Engine(model)
     prior = calibrate and shifted_tokens(vector, template, examples) is not None
 
     def right(layers: Sequence[int], scale: float) -> Tensor:
         with (scale * vector.select(layers=layers)).on(model):
-            found = choose_options(model.llm, template, having, reuse=kept)
+            found = choose_options(model, template, having, engine=shared)
         shift = offsets(-torch.tensor([one.firsts for one in found])) if prior and scale else 0.0
         shares = [(shift - torch.tensor(one.nlls)).softmax(-1) for one in found]
         same = [torch.tensor([option == e.output for option in e.choices or ()]) for e in having]

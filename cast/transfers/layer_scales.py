@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from cast.transfers.choice import Choice, judged, right_options, whole_answers
-from laai.engine import Reuse, sweep
+from laai.engine import Engine
 from laai.evaluation import Interval, bootstrap_interval
 from laai.models import LanguageModel
 from laai.prompts import Template
@@ -49,7 +49,7 @@ def scale_by_layer(
     """
     if vector.sites != ["heads"]:
         return choice
-    depth = len(model.decoder.layers)
+    depth, engine = len(model.decoder.layers), Engine(model)
     answers = [template.encode(e.input, answer=e.output) for e in examples]
     start = dict.fromkeys(vector.layers, 0.0) | dict(zip(choice.layers, choice.scales, strict=True))
 
@@ -58,7 +58,7 @@ def scale_by_layer(
 
     def probabilities(tries: Sequence[Mapping[int, float]]) -> Tensor:
         """(tries, examples)"""
-        return whole_answers(sweep(model, [scaled(by) for by in tries], [1.0], answers).nll[:, 0], answers)
+        return whole_answers(engine.sweep([scaled(by) for by in tries], [1.0], answers).nll[:, 0], answers)
 
     before, best = probabilities([dict.fromkeys(start, 0.0), start])
     rise = _rise(model, scaled(start), bool(choice.scale), template, examples, calibrate)
@@ -101,7 +101,7 @@ def _rise(
     """How much the right option's share rises against `start`, if it `steers`; None where there are no options."""
     if not any(e.choices for e in examples):
         return lambda scaled: None
-    options: dict[str, Any] = {"calibrate": calibrate, "reuse": Reuse()}
+    options: dict[str, Any] = {"calibrate": calibrate, "engine": Engine(model)}
     before = right_options(model, start, template, examples, **options)(start.layers, float(steers))
     known = before.isfinite()
 

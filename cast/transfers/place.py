@@ -9,7 +9,7 @@ from typing import Any
 from cast.extraction import with_label_prior
 from cast.transfers.choice import Choice, choose, grid, judged, right_options, whole_answers
 from cast.transfers.layer_scales import scale_by_layer
-from laai.engine import sweep
+from laai.engine import Engine
 from laai.models import LanguageModel
 from laai.prompts import Template
 from laai.steering import Intervention
@@ -73,6 +73,6 @@ def with_prior(
     if both is bare:
         return choice
     answers = [template.encode(e.input, answer=e.output) for e in examples]
-    before, after = whole_answers(sweep(model, [both], [0.0, 1.0], answers).nll[0], answers)
+    before, after = whole_answers(Engine(model).sweep([both], [0.0, 1.0], answers).nll[0], answers)
     gains = (after.nan_to_num(nan=0.0) - before)[before.isfinite()]
     return judged(choice.layers, choice.scale, gains, choice.choice_gain, choice.factors)

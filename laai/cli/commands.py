@@ -147,7 +147,7 @@ def _load_model(options: Any, intervention: Any) -> tuple[Any, Any]:
 
 
 def _generate(options: Any) -> None:
-    from laai.evaluation import continuations
+    from laai.engine import Engine
     from laai.prompts import Template
     from laai.tasks import Example, Task, load_task
 
@@ -161,9 +161,10 @@ def _generate(options: Any) -> None:
         bare = Task("prompt", (Example("a", "b"), Example("c", "d")), input_prefix="", answer_prefix="")
         template, text = Template(model.tokenizer, bare, options.style), options.prompt.replace("\\n", "\n")
         prompt = template.encode_text(text) if options.style == "plain" else template.encode(text)
-    plain = continuations(model.llm, template, [prompt], options.max_new_tokens)[0]
+    engine = Engine(model)
+    plain = engine.generate([prompt], options.max_new_tokens)[0]
     with intervention.on(model):
-        steered = continuations(model.llm, template, [prompt], options.max_new_tokens)[0]
+        steered = engine.generate([prompt], options.max_new_tokens)[0]
     sys.stdout.write(f"without: {plain.strip()!r}\nwith:    {steered.strip()!r}\n")
 
 

@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from laai.engine.forward import answer_logits, token_nll
 from laai.engine.frozen import FrozenBatch, Way
-from laai.engine.prefix import prefix_of, rows_of, stack_rows
-from laai.models import is_sharded
+from laai.engine.prefix import rows_of, run_prefix, stack_rows
+from laai.models import LanguageModel
 from laai.prompts import IGNORE, Batch
 from laai.steering import Intervention
 
@@ -29,7 +29,7 @@ NOISES = (0.05, 0.5, 5.0)
 
 @torch.no_grad()
 def find_way(
-    llm: nn.Module,
+    model: LanguageModel,
     batch: Batch,
     below: Sequence[nn.Module] = (),
     intervention: Intervention | None = None,
@@ -42,7 +42,7 @@ def find_way(
     whole forward differs from itself under more padding, times a few.
 
     Args:
-        llm: a causal LM, with the vectors attached if there are any.
+        model: the language model, with the vectors attached if there are any.
         batch: prompts with their answers.
         below: layers to skip if that agrees.
         intervention: the vectors.
@@ -51,31 +51,29 @@ def find_way(
     Returns:
         How to attend, and the layers to skip: all of `below`, or none. None if every way differs.
     """
-    if is_sharded(llm):  # all processes would have to agree on every forward
-        return None
     lengths = batch.prefix_mask.sum(-1).tolist()
     by_length = sorted((i for i in range(len(lengths)) if lengths[i]), key=lambda i: lengths[i])
     probe = batch.rows_at(sorted({by_length[0], by_length[-1]}))
-    plain = _nll(llm, probe)
-    near = FLOOR.get(computing_dtype(llm), FLOOR[torch.bfloat16])
-    padded = _nll(llm, _padded(probe))[:, : plain.shape[1]]
+    plain = _nll(model, probe)
+    near = FLOOR.get(computing_dtype(model), FLOOR[torch.bfloat16])
+    padded = _nll(model, _padded(probe))[:, : plain.shape[1]]
     near = max(near * (1 + float(plain.max())), 8 * float((padded - plain).abs().max()))
     for noise in NOISES if intervention is not None else (0.0,):
         with nullcontext() if intervention is None else disturbed(intervention, noise):
-            whole = plain if intervention is None else _nll(llm, probe)
+            whole = plain if intervention is None else _nll(model, probe)
             if intervention is None or float((whole - plain).abs().max()) > 10 * near or noise == NOISES[-1]:
-                return _first_that_agrees(llm, probe, whole, near, product(ways, (below, ())))
+                return _first_that_agrees(model, probe, whole, near, product(ways, (below, ())))
     return None
 
 
 def _first_that_agrees(
-    llm: nn.Module, probe: Batch, whole: Tensor, near: float, ways: Iterator[tuple[Way, Sequence[nn.Module]]]
+    model: LanguageModel, probe: Batch, whole: Tensor, near: float, ways: Iterator[tuple[Way, Sequence[nn.Module]]]
 ) -> tuple[Way, Sequence[nn.Module]] | None:
     for way, skipped in ways:
         try:
             alone = [probe.rows_at([i]) for i in range(len(probe.rows))]
-            rows = [rows_of(prefix_of(llm, one.prefix_ids, one.prefix_mask))[0] for one in alone]
-            frozen = FrozenBatch(llm, probe, stack_rows(rows, probe.prefix_ids.device), way)
+            rows = [rows_of(run_prefix(model, one.prefix_ids, one.prefix_mask))[0] for one in alone]
+            frozen = FrozenBatch(model, probe, stack_rows(rows, probe.prefix_ids.device), way)
             found = [token_nll(frozen.run(skipped), probe.labels) for _ in range(2)]  # skipped layers are noted first
         except torch.OutOfMemoryError:
             raise
@@ -87,8 +85,8 @@ def _first_that_agrees(
     return None
 
 
-def _nll(llm: nn.Module, batch: Batch) -> Tensor:
-    return token_nll(answer_logits(llm, batch), batch.labels)
+def _nll(model: LanguageModel, batch: Batch) -> Tensor:
+    return token_nll(answer_logits(model, batch), batch.labels)
 
 
 def _padded(batch: Batch) -> Batch:
@@ -112,8 +110,8 @@ def disturbed(intervention: Intervention, noise: float) -> Iterator[None]:
             vector.data.copy_(kept)
 
 
-def computing_dtype(llm: nn.Module) -> torch.dtype:
+def computing_dtype(model: LanguageModel) -> torch.dtype:
     """What the model computes in: autocast's dtype, else its own."""
-    parameter = next(llm.parameters())
+    parameter = next(model.llm.parameters())
     device = parameter.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else parameter.dtype

@@ -1,31 +1,33 @@
-"""Run the tokens that many prompts begin with once: the demonstrations of a few-shot evaluation."""
+"""The tokens that many prompts begin with, run once: the demonstrations of a few-shot evaluation."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from laai.engine.prefix import Prefix, run_prefix
+from laai.engine.prefix import NoPrefixError, Prefix, rows_of, run_prefix
+from laai.engine.store import Memory
+from laai.models import LanguageModel
 from laai.prompts import Prompt
 
 WORTHWHILE = 8
 """Common tokens from which on a common beginning is run apart."""
-
 
 SHARE = 0.5
 """The least share of all tokens in it: behind a common beginning a batch holds prompts of one length, few at a time."""
 
 
 @dataclass(frozen=True)
-class SharedPrefix:
-    """Token ids (tokens,) that prompts begin with, run for one row."""
+class Beginning:
+    """Token ids (tokens,) that prompts begin with, run for one row in so many seconds."""
 
     ids: Tensor
     prefix: Prefix
+    seconds: float
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -35,18 +37,52 @@ class SharedPrefix:
         return Prompt(prompt.prefix[len(self) :], prompt.suffix)
 
 
-def share_prefix(llm: nn.Module, prompts: Sequence[Prompt]) -> SharedPrefix | None:
+class Beginnings:
+    """Common beginnings of prompts, kept as far as there is memory."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self.kept: dict[tuple[int, ...], Beginning] = {}
+        self._taken: list[tuple[int, torch.device]] = []
+
+    def clear(self) -> None:
+        """Forget all."""
+        for taken in self._taken:
+            self._memory.give_back(*taken)
+        self.kept, self._taken = {}, []
+
+    def of(self, model: LanguageModel, prompts: Sequence[Prompt]) -> Beginning | None:
+        """The common beginning of these prompts, or an earlier one that they share; None where none is worth it."""
+        for ids, known in self.kept.items():
+            if len(ids) == common_length([ids, *(prompt.prefix for prompt in prompts)]):
+                return known
+        found = begin(model, prompts)
+        if found is not None:
+            size = rows_of(found.prefix)[0].bytes
+            device = found.prefix.mask.device
+            if (home := self._memory.take(size, device)) == device:
+                self._taken.append((size, home))
+                self.kept[tuple(found.ids.tolist())] = found
+            elif home is not None:
+                self._memory.give_back(size, home)
+        return found
+
+
+def begin(model: LanguageModel, prompts: Sequence[Prompt]) -> Beginning | None:
     """Run the prompts' common beginning once; the last prompt token is never part of it.
 
-    Returns None where there is none worth it, or the model keeps no cache that can be continued.
+    None where there is none worth it, or the model keeps no cache that can be continued.
     """
+    began = time.perf_counter()
     length = common_length([prompt.prefix for prompt in prompts]) if len(prompts) > 1 else 0
     if length < max(WORTHWHILE, SHARE * sum(len(prompt.prompt) for prompt in prompts) / max(len(prompts), 1)):
         return None
-    untyped: Any = llm
-    ids = torch.tensor(prompts[0].prefix[:length], device=untyped.get_input_embeddings().weight.device)
-    prefix = run_prefix(llm, ids[None], torch.ones_like(ids[None]))
-    return None if prefix is None else SharedPrefix(ids, prefix)
+    ids = torch.tensor(prompts[0].prefix[:length], device=model.device)
+    try:
+        prefix = run_prefix(model, ids[None], torch.ones_like(ids[None]))
+    except NoPrefixError:
+        return None
+    return Beginning(ids, prefix, time.perf_counter() - began)
 
 
 def common_length(rows: Sequence[tuple[int, ...]]) -> int:

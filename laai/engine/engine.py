@@ -1,131 +1,270 @@
-"""The frozen-prefix engine: logits at the answers of a batch, by a forward over what vectors can change and no more.
+"""`Engine`: forwards of one frozen language model in which nothing is run twice that no vector can change.
 
 A vector at `last_prompt` or `generated` changes neither the tokens before the last prompt token nor the layers below
-the first steered one. So a step leaves out those tokens (`laai.prefix`), copies of their keys and values
-(`laai.split_attention`), and those layers (`laai.skipping`). On the first batch the result is compared with that of the
-whole forward (`laai.agreement`), and what does not agree is not used.
+the first steered one. So those tokens are run once (`prefix`) and attended to where they lie (`split_attention`), and
+those layers are left out (`skipping`). The first time the result is compared with that of the whole forward
+(`agreement`), and what does not agree is not used: every method answers all the same, by whole prompts if it must.
 
-While other vectors are attached to the same model, it leaves everything to the whole forward. It cannot see adapters:
-those must stay as they are.
+It cannot see adapters: those must stay as they are, or be followed by `clear`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from laai.engine.agreement import find_way
+from laai.engine.beginnings import Beginnings
+from laai.engine.forward import answer_logits
 from laai.engine.frozen import FrozenBatch, Way
-from laai.engine.prefix import NoPrefixError, prefix_of
-from laai.engine.skipping import LayerOutput, unchanged_layers
-from laai.engine.store import PrefixStore, prefix_keys, suffix_keys
-from laai.models import find_decoder, is_sharded, unwrap
-from laai.prompts import Batch
-from laai.steering import Intervention, is_compiled
-from laai.vocabulary import PrefixBudget
+from laai.engine.greedy import write
+from laai.engine.prefix import NoPrefixError, run_prefix
+from laai.engine.skipping import unchanged_layers
+from laai.engine.started import Passes, Started, batches_of, behind_beginning, whole
+from laai.engine.steered import Steered
+from laai.engine.store import Memory, PrefixStore
+from laai.engine.sweep import SweepScores, logits_at
+from laai.models import LanguageModel
+from laai.prompts import Batch, Prompt, without_unlabelled_end
+from laai.steering import Intervention, Key, attachments, is_compiled, record_last_token
+from laai.vocabulary import PrefixBudget, Site
+
+Agreed = tuple[Way, bool]
+"""How to attend to a prefix, and whether layers can be skipped."""
+
+Batches = Callable[[Sequence[Prompt], int], Iterator[Started]]
+"""Gives prompts in batches of a size, of which some tokens are run already."""
 
 
-class PrefixEngine:
-    """Suffix-only forwards of one model with one set of vectors.
+class Read(NamedTuple):
+    """What one batch of prompts gave at their last tokens.
 
-    Args:
-        llm: the causal LM, frozen, with the vectors attached.
-        intervention: the vectors.
-        budget: bytes for the prefixes, `auto`, or `off` for whole forwards.
-        alone: run what is kept of each example apart from others, the first time that it comes. In a batch the last
-            bits depend on the others in it, and a run that is resumed meets them in another order.
+    Attributes:
+        rows: which prompts these are.
+        logits: (rows, vocabulary).
+        states: (site, layer) -> (rows, width), in the model's dtype.
     """
 
-    def __init__(
-        self, llm: nn.Module, intervention: Intervention, budget: PrefixBudget = "auto", alone: bool = False
-    ) -> None:
-        self._llm, self._intervention, self._alone = llm, intervention, alone
-        self._seen: set[tuple[bytes, bytes]] = set()
-        self._below = unchanged_layers(find_decoder(llm), [key for key, _ in intervention.items()])
-        self._wrap: Callable[[Tensor], Any] | None = None
-        self._settled = False
-        self._last: FrozenBatch | None = None
-        self.store = PrefixStore("auto" if budget == "off" else budget)
-        self.way: Way | None = None
-        """How this engine runs, once it has seen a batch; None leaves everything to the whole forward."""
-        if budget == "off" or intervention.positions == "all":
-            self._settled = True
-        self._attached = vars(unwrap(llm)).get("generate")
+    rows: list[int]
+    logits: Tensor
+    states: dict[Key, Tensor]
 
-    def logits(self, batch: Batch) -> Tensor | None:
-        """Logits (batch, suffix tokens, vocabulary); None where the whole forward has to give them."""
-        if not batch.prefix_ids.shape[1] or torch.is_inference_mode_enabled():  # whose tensors no gradient may meet
-            return None
-        if vars(unwrap(self._llm)).get("generate") is not self._attached:  # other vectors came, or these went
-            return None
-        if not self._settled:
-            self._settle(batch)
-        if self.way is None:
-            return None
-        if self._alone and len(batch.prefix_ids) > 1:
-            self._visit(batch)
-        if self._last is None or not _same(self._last.batch, batch):
-            self._last = None  # before the next one needs its memory
-            try:
-                self._last = self._freeze(batch, self.way)
-            except NoPrefixError:  # a prefix too long to be kept
-                return None
-        known = not self._below or self._below[-1] in self._last.outputs
-        logits = self._last.run(self._below)
-        if not known and (output := self._last.outputs.get(self._below[-1])) is not None:
-            self._wrap = output.wrap
-            self.store.keep_state(batch, output.hidden)
-        return logits
 
-    @torch.no_grad()
-    def _visit(self, batch: Batch) -> None:
-        """Run each example that has not been seen by itself, so that what is kept of it is always the same."""
-        for row, key in enumerate(zip(prefix_keys(batch), suffix_keys(batch), strict=True)):
-            if key not in self._seen:
-                self._seen.add(key)
-                self.logits(batch.row(row))
+class Engine:
+    """One model's forwards, and what they keep.
+
+    Args:
+        model: the language model, with whatever vectors are attached when a method is called.
+        budget: bytes for all that is kept, prefixes, states and common beginnings: `auto` for half of what is free,
+            `off` to run whole prompts every time; common beginnings are run once even then.
+    """
+
+    def __init__(self, model: LanguageModel, budget: PrefixBudget = "auto") -> None:
+        self.model, self.budget = model, budget
+        self._memory = Memory("auto" if budget == "off" else budget)
+        self.store, self._beginnings = PrefixStore(self._memory), Beginnings(self._memory)
+        self._passes = Passes(model, self.store, self._beginnings)
+        self._agreed: dict[int, Agreed | None] = {}
+        self._continues: bool | None = None if budget != "off" else False
 
     def clear(self) -> None:
-        """Forget all prefixes."""
-        self.store.clear()
-        self._seen.clear()
-        self._last = None
+        """Forget everything that was kept; what was settled stays."""
+        self._passes.clear()
+        self._beginnings.clear()
 
-    def _freeze(self, batch: Batch, way: Way) -> FrozenBatch:
-        """The batch with its prefix, kept or newly run, and what enters the first steered layer where that is known."""
-        frozen = FrozenBatch(self._llm, batch, self.store.fetch(batch, partial(prefix_of, self._llm)), way)
-        hidden = self.store.state(batch) if self._wrap is not None else None
-        if hidden is not None and self._wrap is not None:
-            frozen.outputs[self._below[-1]] = LayerOutput(hidden, self._wrap)
-        return frozen
+    def settle(self, batch: Batch, vectors: Intervention) -> Agreed | None:
+        """How a batch like this is continued under these attached vectors; None where whole prompts have to be run.
 
-    def _settle(self, batch: Batch) -> None:
-        self._settled = True
-        if any(map(is_compiled, self._llm.modules())):
-            self._give_up("it is compiled")
-            return
-        if is_sharded(self._llm):
-            self._give_up("its parameters are sharded")  # all processes would have to agree on every forward
-            return
-        found = find_way(self._llm, batch, self._below, self._intervention)
-        if found is None:
-            self._give_up("its forward after a kept prefix is not that over the whole prompt")
+        Asked of the model once for each number of layers that are skipped.
+        """
+        if self.budget == "off":
+            return None
+        below = unchanged_layers(self.model.decoder, [key for key, _ in vectors.items()])
+        if len(below) not in self._agreed:
+            self._agreed[len(below)] = self._compared(batch, vectors, below)
+        return self._agreed[len(below)]
+
+    def _compared(self, batch: Batch, vectors: Intervention, below: Sequence[nn.Module]) -> Agreed | None:
+        if any(map(is_compiled, self.model.llm.modules())):
+            reason = "it is compiled"
+        elif self.model.sharded:  # all processes would have to agree on every forward
+            reason = "its parameters are sharded"
+        elif (found := find_way(self.model, batch, below, vectors)) is not None:
+            return found[0], bool(found[1]) or not below
         else:
-            self.way, below = found
-            self._below = list(below)
-
-    def _give_up(self, reason: str) -> None:
-        self._settled, self.way = True, None
+            reason = "its forward after a kept prefix is not that over the whole prompt"
         logging.getLogger("laai").warning(
             "this model cannot continue a frozen prefix (%s): every step runs whole prompts", reason
         )
+        return None
 
+    def steered(self, vectors: Intervention, alone: bool = False, recompute: bool = False) -> Steered:
+        """Forwards of batches that come again, under vectors that are attached and stay so; see `Steered`."""
+        settle = partial(self.settle, vectors=vectors)
+        return Steered(self.model, vectors, self.store, settle, alone=alone, recompute=recompute)
 
-def _same(one: Batch, other: Batch) -> bool:
-    """Whether two batches hold the same tokens on the same device."""
-    return one.prefix_ids.device == other.prefix_ids.device and all(map(torch.equal, one[:4], other[:4]))
+    def freeze(self, batch: Batch, candidates: Sequence[Intervention]) -> FrozenBatch:
+        """A batch for many vectors, none of them attached: its prefix is run, and nothing is kept after it.
+
+        Whole prompts are run where it has no prefix, or the model cannot continue it under the middle one of these
+        vectors by depth, under which some layers are skipped and some are run.
+        """
+        free = sorted((c for c in candidates if c.positions != "all"), key=lambda c: min(c.layers))
+        if not free or not batch.prefix_ids.shape[1]:
+            return FrozenBatch(self.model, batch)
+        probe = free[len(free) // 2]
+        with probe.on(self.model):
+            agreed = self.settle(batch, probe)
+        if agreed is None:
+            return FrozenBatch(self.model, batch)
+        try:
+            prefix = run_prefix(self.model, batch.prefix_ids, batch.prefix_mask)
+        except NoPrefixError:
+            return FrozenBatch(self.model, batch)
+        return FrozenBatch(self.model, batch, prefix, agreed[0], skips=agreed[1])
+
+    @contextmanager
+    def passes(self, prompts: Sequence[Prompt], shown: bool = False) -> Iterator[Batches]:
+        """For several passes over the same prompts, as of one evaluation: inside, each prompt's own prefix is run once.
+
+        Yields a function (prompts, batch size) that gives batches of these prompts, with whatever answers.
+
+        Args:
+            prompts: all of them.
+            shown: they begin with demonstrations, which are run once for all. Prefixes behind these are kept for these
+                passes alone, others for later passes too.
+        """
+        if not self._prefixes_hold:
+            yield self.started
+        elif not shown:
+            yield partial(self._own, self._passes)
+        elif self.budget == "off" or (begun := self._beginnings.of(self.model, prompts)) is None:
+            yield self.started
+        else:
+            behind = Passes(self.model, PrefixStore(self._memory), self._beginnings, begun, len(prompts))
+            behind.store.quiet = True
+            try:
+                yield partial(self._own, behind)
+            finally:
+                behind.clear()
+
+    def begin(self, prompts: Sequence[Prompt]) -> None:
+        """Run what all of these prompts begin with, if that is worth it, for batches of some of them to come."""
+        self._beginnings.of(self.model, prompts)
+
+    def started(self, prompts: Sequence[Prompt], batch_size: int) -> Iterator[Started]:
+        """Prompts in batches of similar length, behind what all of them begin with, if that is worth it."""
+        beginnings = self._beginnings if self._prefixes_hold else Beginnings(Memory(0))
+        known = beginnings.of(self.model, prompts) if prompts else None
+        return behind_beginning(self.model, prompts, batch_size, known)
+
+    @property
+    def _prefixes_hold(self) -> bool:
+        """Whether no vector is attached that changes a prefix."""
+        return all(attached.positions != "all" for attached in attachments(self.model.llm))
+
+    def _own(self, passes: Passes, prompts: Sequence[Prompt], batch_size: int) -> Iterator[Started]:
+        """Prompts in batches, each behind its own prefix; whole prompts where the model keeps none."""
+        for rows, batch in batches_of(self.model, prompts, batch_size):
+            if self._continues is None and batch.prefix_ids.shape[1]:
+                self._continues = not self.model.sharded and find_way(self.model, batch, ways=("append",)) is not None
+            yield passes.started(rows, batch) if self._continues else whole(rows, batch)
+
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int = 32) -> list[str]:
+        """What the model writes after each prompt, by transformers' own `generate`, greedily. Answers are left out."""
+        texts = [""] * len(prompts)
+        for started in self.started(prompts, batch_size):
+            for i, text in zip(started.rows, write(self.model, started, max_new_tokens), strict=True):
+                texts[i] = text
+        return texts
+
+    @torch.no_grad()
+    def logits(self, prompts: Sequence[Prompt], batch_size: int = 32) -> Iterator[tuple[list[int], Batch, Tensor]]:
+        """At the answers of prompts, batch by batch: which prompts, the batch, (rows, suffix tokens, vocabulary)."""
+        for started in self.started(prompts, batch_size):
+            yield started.rows, started.batch, answer_logits(self.model, started.batch, started.before)
+
+    @torch.no_grad()
+    def activations(
+        self, prompts: Sequence[Prompt], keys: Sequence[Key], batch_size: int = 16, batches: Batches | None = None
+    ) -> Iterator[Read]:
+        """What is seen at the last token of prompts, answers left out.
+
+        Args:
+            prompts: at least one.
+            keys: (site, layer) to read.
+            batch_size: prompts run at a time; prompts of similar length go together.
+            batches: of `passes`, where the same prompts come again; else what all begin with is run once.
+        """
+        bare = [Prompt(prompt.prefix, prompt.suffix[:1]) for prompt in prompts]
+        with ExitStack() as stack:
+            seen = {
+                site: stack.enter_context(record_last_token(self.model.llm, site, [i for s, i in keys if s == site]))
+                for site in dict.fromkeys(site for site, _ in keys)
+            }
+            for started in (batches or self.started)(bare, batch_size):
+                logits = answer_logits(self.model, started.batch, started.before)[:, 0]
+                yield Read(started.rows, logits, {(site, i): seen[site][i] for site, i in keys})
+
+    def activation_rms(
+        self, prompts: Sequence[Prompt], site: Site, layers: Sequence[int], batch_size: int = 16
+    ) -> dict[int, float]:
+        """Root mean square of an entry of the activation at the last prompt token, by layer: fp32, over all prompts."""
+        count, square = 0, dict[int, Tensor]()
+        for read in self.activations(prompts, [(site, i) for i in layers], batch_size):
+            count += len(read.rows)
+            for i in layers:
+                new = read.states[site, i].float().square().mean()
+                square[i] = square[i].lerp(new, len(read.rows) / count) if i in square else new
+        return {i: float(square[i].sqrt()) for i in layers}
+
+    @torch.no_grad()
+    def sweep(
+        self,
+        candidates: Sequence[Intervention],
+        scales: Sequence[float],
+        prompts: Sequence[Prompt],
+        *,
+        batch_size: int = 32,
+        on_candidate: Callable[[int], object] = lambda done: None,
+    ) -> SweepScores:
+        """Score each candidate at each scale on prompts with their answers.
+
+        The prefixes are run once for all, the layers below a candidate's first vector once for all scales, and all
+        scales of a candidate in one forward. Candidates at positions `all` have no such prefix: they cost a whole
+        forward each.
+
+        Args:
+            candidates: interventions; their own scale is multiplied in. `vector.select(layers=[i])` for each layer
+                makes a grid of layers and scales.
+            scales: strengths.
+            prompts: with answers.
+            batch_size: prompts run at a time, each as often as there are scales.
+            on_candidate: told the number of prompts whenever a candidate is done with a batch.
+
+        Raises:
+            UserError: a candidate does not fit the model.
+        """
+        for candidate in candidates:
+            candidate.check_widths(self.model.decoder)
+        below = [unchanged_layers(self.model.decoder, [key for key, _ in c.items()]) for c in candidates]
+        scores = SweepScores.of(len(candidates), len(scales), len(prompts))
+        for rows, whole_batch in batches_of(self.model, prompts, batch_size):
+            batch = without_unlabelled_end(whole_batch)
+            frozen = self.freeze(batch, candidates)
+            if frozen.prefix is not None:
+                frozen.run(record=[layers[-1] for layers in below if layers])
+            for index, candidate in enumerate(candidates):
+                usable = frozen if candidate.positions != "all" else FrozenBatch(self.model, batch)
+                alone = [[i] for i in range(len(scales))]  # whole prompts, which would fill the memory if repeated
+                for places in [[*range(len(scales))]] if usable.prefix is not None else alone:
+                    logits = logits_at(usable, below[index], candidate, [scales[i] for i in places])
+                    scores.note(index, places, rows, logits, batch.repeated(len(places)).labels)
+                on_candidate(len(rows))
+        return scores

@@ -5,30 +5,31 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from laai.engine.prefix import Prefix, position_options
 from laai.engine.split_attention import apart, splitting
+from laai.models import LanguageModel
 from laai.prompts import IGNORE, Batch
 from laai.steering import prompts_of
 
 
-def answer_nll(llm: nn.Module, batch: Batch, before: Prefix | None = None) -> Tensor:
+def answer_nll(model: LanguageModel, batch: Batch, before: Prefix | None = None) -> Tensor:
     """Negative log-likelihood of each answer token by one forward over prefix and suffix.
 
     Args:
-        llm: a causal LM, as it is.
+        model: the language model, as it is.
         batch: prompts with their answers.
         before: what comes before each row, run already.
 
     Returns:
         (batch, suffix tokens), fp32: −log p(labels[:, j] | tokens up to suffix position j), 0 at `IGNORE`.
     """
-    return token_nll(answer_logits(llm, batch, before), batch.labels)
+    return token_nll(answer_logits(model, batch, before), batch.labels)
 
 
-def answer_logits(llm: nn.Module, batch: Batch, before: Prefix | None = None, split: bool = False) -> Tensor:
+def answer_logits(model: LanguageModel, batch: Batch, before: Prefix | None = None, split: bool = False) -> Tensor:
     """Logits (batch, suffix tokens, vocabulary) at the suffix, by one forward over prefix and suffix.
 
     `before`: tokens that come before each row, run already. `split`: attend to those where they lie, instead of
@@ -37,28 +38,30 @@ def answer_logits(llm: nn.Module, batch: Batch, before: Prefix | None = None, sp
     ids = torch.cat([batch.prefix_ids, batch.suffix_ids], dim=1)
     mask = torch.cat([batch.prefix_mask, batch.suffix_mask], dim=1)
     with prompts_of(batch.prompt_lengths + (0 if before is None else before.mask.sum(-1))):
-        return last_logits(llm, ids, mask, batch.suffix_ids.shape[1], before, split)
+        return last_logits(model, ids, mask, batch.suffix_ids.shape[1], before, split)
 
 
 def last_logits(
-    llm: nn.Module, ids: Tensor, mask: Tensor, keep: int, before: Prefix | None = None, split: bool = False
+    model: LanguageModel, ids: Tensor, mask: Tensor, keep: int, before: Prefix | None = None, split: bool = False
 ) -> Tensor:
     """Logits (batch, keep, vocabulary) of the last `keep` columns; the output head runs on those alone where it can.
 
     Args:
-        llm: a causal LM, as it is.
+        model: the language model, as it is.
         ids, mask: (batch, tokens) to run.
         keep: columns wanted.
         before: tokens that come before these, run already.
         split: attend to those where they lie, instead of appending to a copy of them.
     """
     whole = mask if before is None else torch.cat([before.mask, mask], dim=1)
-    options = position_options(llm, whole, keep)
+    options = position_options(model, whole, keep)
     if "position_ids" in options:
         options["position_ids"] = options["position_ids"][:, -ids.shape[1] :]
     cache = {} if before is None else {"past_key_values": apart(before.continued()) if split else before.continued()}
-    with splitting(llm) if split else nullcontext():
-        logits: Tensor = llm(input_ids=ids, attention_mask=whole, use_cache=bool(cache), **options, **cache).logits
+    with splitting(model) if split else nullcontext():
+        logits: Tensor = model.llm(
+            input_ids=ids, attention_mask=whole, use_cache=bool(cache), **options, **cache
+        ).logits
     return logits[:, -keep:]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from laai.engine.forward import answer_logits
 from laai.engine.prefix import Prefix
 from laai.engine.skipping import LayerOutput, recording, skipping
+from laai.models import LanguageModel
 from laai.prompts import Batch
 
 Way = Literal["split", "append"]
@@ -23,41 +24,46 @@ class FrozenBatch:
     """A batch, its prefix, and what layers returned for the suffix's tokens before any vector was added.
 
     Attributes:
-        llm: the causal LM, with whatever hooks are attached.
+        model: the language model, with whatever hooks are attached.
         batch: prompts with their answers.
-        prefix: of the batch.
+        prefix: of the batch; None where whole prompts have to be run.
         way: how to attend to it.
         outputs: by layer; filled by `run`.
         skips: whether layers can be skipped.
     """
 
-    llm: nn.Module
+    model: LanguageModel
     batch: Batch
-    prefix: Prefix
-    way: Way
+    prefix: Prefix | None = None
+    way: Way = "append"
     outputs: dict[nn.Module, LayerOutput] = field(default_factory=dict)
     skips: bool = True
 
     def run(self, below: Sequence[nn.Module] = (), record: Sequence[nn.Module] = ()) -> Tensor:
-        """Logits (batch, suffix tokens, vocabulary) by a forward over the suffix.
+        """Logits (batch, suffix tokens, vocabulary) by a forward over the suffix, or over whole prompts.
 
         Args:
             below: the first layers of the model, whose outputs no attached vector changes; they are skipped if the
                 output of the last of them is known, else it is noted.
             record: layers whose outputs are to be noted.
         """
+        if self.prefix is None:
+            return answer_logits(self.model, self.batch)
         below = below if self.skips else ()
         output = self.outputs.get(below[-1]) if below else None
         with (
             nullcontext() if output is None else skipping(below, output),
             recording([*record, *below[-1:]] if output is None else record) as seen,
         ):
-            logits = answer_logits(self.llm, self.batch.without_prefix(), self.prefix, self.way == "split")
+            logits = answer_logits(self.model, self.batch.without_prefix(), self.prefix, self.way == "split")
         self.outputs |= seen
         return logits
 
     def repeated(self, times: int, below: Sequence[nn.Module] = ()) -> FrozenBatch:
         """Each row `times` times in a row, sharing one prefix where the way allows; to be run with `below`."""
+        batch = self.batch.repeated(times)
+        if self.prefix is None:
+            return FrozenBatch(self.model, batch)
         prefix = self.prefix.repeated(times, copy=self.way == "append")
         outputs = {layer: self.outputs[layer].repeated(times) for layer in below[-1:] if layer in self.outputs}
-        return FrozenBatch(self.llm, self.batch.repeated(times), prefix, self.way, outputs, self.skips)
+        return FrozenBatch(self.model, batch, prefix, self.way, outputs, self.skips)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from laai.errors import UserError
-from laai.models import text_config, unwrap
+from laai.models import LanguageModel, unwrap
 from laai.steering import prompts_of
 
 
@@ -54,7 +54,7 @@ class Prefix:
 
 
 @torch.no_grad()
-def run_prefix(llm: nn.Module, ids: Tensor, mask: Tensor, before: Prefix | None = None) -> Prefix | None:
+def run_prefix(model: LanguageModel, ids: Tensor, mask: Tensor, before: Prefix | None = None) -> Prefix:
     """Run tokens (rows, tokens) that come before any last prompt token, with their 0/1 mask of the same shape.
 
     `before`: what comes before each row, run already; the result holds it too. It is as its rows were: no padding may
@@ -62,33 +62,34 @@ def run_prefix(llm: nn.Module, ids: Tensor, mask: Tensor, before: Prefix | None 
 
     Vectors at `last_prompt` and `generated` do not touch them; vectors at `all` do, as they should.
 
-    Returns None where the model keeps no cache of keys and values that can be continued row by row.
+    Raises:
+        NoPrefixError: the model keeps no keys and values that can be continued row by row.
     """
     whole = mask if before is None else torch.cat([before.mask, mask], dim=1)
-    if "past_key_values" not in inspect.signature(unwrap(llm).forward).parameters or _outgrows(llm, whole.shape[1]):
-        return None
-    options = position_options(llm, whole, 1)
+    if "past_key_values" not in _accepted(model) or _outgrows(model, whole.shape[1]):
+        raise NoPrefixError
+    options = position_options(model, whole, 1)
     if before is not None:
         options["past_key_values"] = before.continued()
     if "position_ids" in options:
         options["position_ids"] = options["position_ids"][:, -ids.shape[1] :]
     with prompts_of(whole.sum(-1) + 1):
-        cache = llm(input_ids=ids, attention_mask=whole, **options, use_cache=True).past_key_values
+        cache = model.llm(input_ids=ids, attention_mask=whole, **options, use_cache=True).past_key_values
     if type(cache) is not DynamicCache or not cache.layers:
-        return None
+        raise NoPrefixError
     for layer in _layers(cache):  # state space and linear attention fold all tokens into one state
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) or layer.get_seq_length() != whole.shape[1]:
-            return None
+            raise NoPrefixError
     return Prefix(whole, cache)
 
 
-def _outgrows(llm: nn.Module, tokens: int) -> bool:
+def _outgrows(model: LanguageModel, tokens: int) -> bool:
     """Whether a prompt may come to the length from which on the rotation of all its keys is another one.
 
     Long and dynamic rotary embeddings choose by the longest prompt in a forward, so that keys that were kept from a
     short one would not fit.
     """
-    config = text_config(llm)
+    config = model.config
     stated = getattr(config, "rope_parameters", None) or {}
     for rope in stated.values() if all(isinstance(value, dict) for value in stated.values()) else [stated]:
         if rope.get("rope_type") in ("longrope", "dynamic"):
@@ -99,12 +100,9 @@ def _outgrows(llm: nn.Module, tokens: int) -> bool:
     return False
 
 
-def prefix_of(llm: nn.Module, ids: Tensor, mask: Tensor, before: Prefix | None = None) -> Prefix:
-    """`run_prefix`, which raises NoPrefixError where there is nothing to continue."""
-    prefix = run_prefix(llm, ids, mask, before)
-    if prefix is None:
-        raise NoPrefixError("this model keeps no keys and values that can be continued row by row")
-    return prefix
+def _accepted(model: LanguageModel) -> Mapping[str, Any]:
+    """What the model's own forward takes; PEFT's names little of it."""
+    return inspect.signature(unwrap(model.llm).forward).parameters
 
 
 @dataclass(frozen=True)
@@ -182,7 +180,7 @@ def _pad_left(parts: Sequence[Tensor]) -> Tensor:
     return torch.stack([functional.pad(part, (0, 0, width - part.shape[1], 0)) for part in parts])
 
 
-def position_options(llm: nn.Module, mask: Tensor, keep: int) -> dict[str, Any]:
+def position_options(model: LanguageModel, mask: Tensor, keep: int) -> dict[str, Any]:
     """Forward arguments that this model takes: position ids that follow the mask, and the logits to keep.
 
     Without position ids that follow the mask, left padding shifts learned positions.
@@ -190,8 +188,8 @@ def position_options(llm: nn.Module, mask: Tensor, keep: int) -> dict[str, Any]:
     Raises:
         UserError: see `check_length`.
     """
-    check_length(llm, mask)
-    accepted = inspect.signature(unwrap(llm).forward).parameters  # PEFT's own forward names few of them
+    check_length(model, mask)
+    accepted = _accepted(model)
     options: dict[str, Any] = {}
     if "position_ids" in accepted:
         options["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
@@ -200,16 +198,17 @@ def position_options(llm: nn.Module, mask: Tensor, keep: int) -> dict[str, Any]:
     return options
 
 
-def check_length(llm: nn.Module, mask: Tensor, more: int = 0) -> None:
+def check_length(model: LanguageModel, mask: Tensor, more: int = 0) -> None:
     """Raise UserError if rows of a 0/1 mask (rows, tokens), and `more` tokens, outgrow a table of learned positions.
 
     Models that compute their positions run on, with a warning.
     """
-    config = text_config(llm)
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = model.context
     if not limit or mask.shape[1] + more <= limit or (longest := int(mask.sum(-1).max()) + more) <= limit:
         return
-    if any(isinstance(m, nn.Embedding) and 0 <= m.num_embeddings - limit <= 2 for m in llm.modules()):  # OPT has 2 more
+    if any(
+        isinstance(m, nn.Embedding) and 0 <= m.num_embeddings - limit <= 2 for m in model.llm.modules()
+    ):  # OPT has 2 more
         raise UserError(
             f"a prompt with its answer has {longest} tokens, and the model no more than {limit} positions: "
             "take fewer or shorter examples"

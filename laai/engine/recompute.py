@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from laai.errors import UserError
-from laai.models import unwrap
+from laai.models import LanguageModel, unwrap
 
 
 @contextmanager
-def recomputing(llm: nn.Module) -> Iterator[None]:
+def recomputing(model: LanguageModel) -> Iterator[None]:
     """Inside, forwards that need a gradient keep the input of each layer alone. The model stays in eval mode otherwise.
 
     transformers recomputes only layers in training mode, so the layers themselves, and nothing in them, are put into
@@ -23,14 +22,14 @@ def recomputing(llm: nn.Module) -> Iterator[None]:
     Raises:
         UserError: transformers cannot do this for the architecture.
     """
-    model: Any = unwrap(llm)
-    if not getattr(model, "supports_gradient_checkpointing", False):
-        raise UserError(f"{type(model).__name__} has no activation checkpointing in transformers: leave it off")
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    hooked = bool(getattr(model, "_require_grads_hooks", []))
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    whole: Any = unwrap(model.llm)
+    if not getattr(whole, "supports_gradient_checkpointing", False):
+        raise UserError(f"{type(whole).__name__} has no activation checkpointing in transformers: leave it off")
+    layers = [module for module in whole.modules() if isinstance(module, GradientCheckpointingLayer)]
+    hooked = bool(getattr(whole, "_require_grads_hooks", []))
+    whole.activation_checkpointing_enable({"use_reentrant": False})
     if not hooked:  # a frozen model's embeddings need no gradient, but transformers may hook them to have one
-        model.disable_input_require_grads()
+        whole.disable_input_require_grads()
     for layer in layers:
         layer.training = True
     try:
@@ -38,4 +37,4 @@ def recomputing(llm: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.training = False
-        model.activation_checkpointing_disable()
+        whole.activation_checkpointing_disable()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import eager_mask
 
-from laai.models import text_config
+from laai.models import LanguageModel
 
 NAME = "laai_split"
 
@@ -43,9 +43,9 @@ def _mark(kept: Any, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Te
 
 
 @contextmanager
-def splitting(llm: nn.Module) -> Iterator[None]:
-    """Let the attention of `llm` be `split_attention`, where its code takes attention functions."""
-    config = text_config(llm)
+def splitting(model: LanguageModel) -> Iterator[None]:
+    """Let the attention of a model be `split_attention`, where its code takes attention functions."""
+    config = model.config
     before, config._attn_implementation = config._attn_implementation, NAME
     try:
         yield

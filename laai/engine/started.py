@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from laai.engine.agreement import find_way
-from laai.engine.beginnings import SharedPrefix, common_length, share_prefix
-from laai.engine.prefix import NoPrefixError, Prefix, PrefixRow, prefix_of, rows_of, stack_rows
+from laai.engine.beginnings import Beginning, Beginnings
+from laai.engine.prefix import NoPrefixError, Prefix, PrefixRow, rows_of, run_prefix, stack_rows
 from laai.engine.store import PrefixStore, prefix_keys
-from laai.prompts import Batch, Prompt, by_length, collate, to_device
-from laai.vocabulary import PrefixBudget
+from laai.models import LanguageModel
+from laai.prompts import Batch, Prompt, by_length, collate
 
 
 @dataclass(frozen=True)
@@ -36,117 +35,90 @@ class Started:
     seconds: list[float]
 
 
-class Reuse:
-    """What evaluations of the same prompts have in common: prefixes by prompt, and common beginnings.
+def whole(rows: list[int], batch: Batch) -> Started:
+    """A batch of which nothing was run."""
+    return Started(rows, batch, batch.prefix_ids[:, :0], None, [0.0] * len(rows))
 
-    Good as long as no vector is attached that changes a prefix: at positions `last_prompt` and `generated`, or none.
+
+def batches_of(model: LanguageModel, prompts: Sequence[Prompt], batch_size: int) -> Iterator[tuple[list[int], Batch]]:
+    """Prompts in batches of similar length, on the model's device, and which prompts each batch holds."""
+    for rows in by_length(prompts, batch_size):
+        yield rows, collate([prompts[i] for i in rows], model.pad).to(model.device)
+
+
+def behind_beginning(
+    model: LanguageModel, prompts: Sequence[Prompt], batch_size: int, beginning: Beginning | None
+) -> Iterator[Started]:
+    """Prompts in batches behind what all of them begin with; whole prompts where that is nothing."""
+    if beginning is None:
+        for rows, batch in batches_of(model, prompts, batch_size):
+            yield whole(rows, batch)
+        return
+    once, rests = beginning.seconds / len(prompts), [beginning.without(prompt) for prompt in prompts]
+    for rows in by_length(rests, batch_size, equal=True):
+        batch = collate([rests[i] for i in rows], model.pad).to(model.device)
+        ids = beginning.ids.expand(len(rows), -1)
+        yield Started(rows, batch, ids, beginning.prefix.repeated(len(rows)), [once] * len(rows))
+
+
+class Passes:
+    """What passes over the same prompts have in common.
 
     Args:
-        budget: bytes for the prefixes, as in `PrefixStore`; `off` to keep common beginnings alone.
+        model: the language model.
+        store: for the prefixes.
+        beginnings: common beginnings that are known; prefixes are run behind them.
+        behind: what all of these prompts begin with.
+        count: how many prompts share the seconds that `behind` took.
     """
 
-    def __init__(self, budget: PrefixBudget = "auto") -> None:
-        self.budget, self.store = budget, PrefixStore(budget)
-        self._beginnings: dict[tuple[int, ...], tuple[SharedPrefix, float]] = {}
+    def __init__(
+        self,
+        model: LanguageModel,
+        store: PrefixStore,
+        beginnings: Beginnings,
+        behind: Beginning | None = None,
+        count: int = 1,
+    ) -> None:
+        self.store, self._model, self._beginnings, self._behind = store, model, beginnings, behind
+        self._once = behind.seconds / count if behind is not None else 0.0
         self._seconds: dict[bytes, float] = {}
-        self._once = 0.0  # a prompt's share of the seconds that the common beginning took
-        self._continues: bool | None = None if budget != "off" else False
 
     def clear(self) -> None:
-        """Forget everything that was run."""
+        """Forget the prefixes."""
         self.store.clear()
-        self._beginnings.clear()
         self._seconds.clear()
 
-    def beginning(self, llm: nn.Module, prompts: Sequence[Prompt]) -> tuple[SharedPrefix, float] | None:
-        """The common beginning of these prompts, or an earlier one that they share, and the seconds it took."""
-        for ids, known in self._beginnings.items():
-            if len(ids) == common_length([ids, *(prompt.prefix for prompt in prompts)]):
-                return known
-        began = time.perf_counter()
-        shared = share_prefix(llm, prompts)
-        if shared is None:
-            return None
-        found = self._beginnings[tuple(shared.ids.tolist())] = (shared, time.perf_counter() - began)
-        return found
-
-    def behind(self, llm: nn.Module, prompts: Sequence[Prompt]) -> Reuse | None:
-        """With an empty store for these prompts, too long to be kept for good, behind what they all begin with.
-
-        None where they have no beginning in common that is worth it.
-        """
-        known = None if self.budget == "off" else self.beginning(llm, prompts)
-        if known is None:
-            return None
-        other = Reuse(self.budget)
-        other._once = known[1] / len(prompts)
-        other.store.quiet, other._beginnings = True, self._beginnings
-        other._continues = self._continues is not False
-        return other
-
-    def own(self, llm: nn.Module, batch: Batch) -> tuple[Prefix, list[float]] | None:
-        """Each row's own prefix and the seconds it took; None where the model keeps nothing that can be continued."""
-        if self._continues is False or not batch.prefix_ids.shape[1]:
-            return None
-        if self._continues is None:
-            self._continues = find_way(llm, batch, ways=("append",)) is not None
-            return self.own(llm, batch)
-        began = time.perf_counter()
-        keys = prefix_keys(batch)
+    def started(self, rows: list[int], batch: Batch) -> Started:
+        """A batch behind each row's own prefix; whole where the model keeps nothing that can be continued."""
+        if not batch.prefix_ids.shape[1]:
+            return whole(rows, batch)
+        began, keys = time.perf_counter(), prefix_keys(batch)
         missing = [key for key in keys if key not in self._seconds]
         try:
-            prefix = self.store.fetch(batch, lambda ids, mask: self._run(llm, ids, mask))
+            prefix = self.store.fetch(batch, self._run)
         except NoPrefixError:
-            return None
+            return whole(rows, batch)
         if missing:
             self._seconds |= dict.fromkeys(missing, (time.perf_counter() - began) / len(missing))
-        return prefix, [self._seconds[key] + self._once for key in keys]
+        seconds = [self._seconds[key] + self._once for key in keys]
+        return Started(rows, batch.without_prefix(), batch.prefix_ids, prefix, seconds)
 
-    def _run(self, llm: nn.Module, ids: Tensor, mask: Tensor) -> Prefix:
+    def _run(self, ids: Tensor, mask: Tensor) -> Prefix:
         """The prefixes of rows, padded on the left: behind the beginning that they have in common, if it is known."""
         lengths = mask.sum(-1).tolist()
         rows = [tuple(row[len(row) - length :]) for row, length in zip(ids.tolist(), lengths, strict=True)]
-        for begun, (shared, _) in self._beginnings.items():
+        known = [*self._beginnings.kept.values(), *([self._behind] if self._behind is not None else [])]
+        for beginning in known:
+            begun = tuple(beginning.ids.tolist())
             if len(begun) < min(lengths) and all(row[: len(begun)] == begun for row in rows):
                 found: dict[int, PrefixRow] = {}
                 # Of one length each: padding would stand between the beginning and the rest.
                 for length in sorted(set(lengths)):
                     chosen = [i for i, own in enumerate(lengths) if own == length]
                     rest = ids[chosen, ids.shape[1] - length + len(begun) :]
-                    prefix = prefix_of(llm, rest, torch.ones_like(rest), shared.prefix.repeated(len(chosen)))
+                    before = beginning.prefix.repeated(len(chosen))
+                    prefix = run_prefix(self._model, rest, torch.ones_like(rest), before)
                     found |= dict(zip(chosen, rows_of(prefix), strict=True))
                 return stack_rows([found[i] for i in range(len(rows))], ids.device)
-        return prefix_of(llm, ids, mask)
-
-
-def started_batches(
-    llm: nn.Module, prompts: Sequence[Prompt], pad: int, batch_size: int, reuse: Reuse | None = None, own: bool = False
-) -> Iterator[Started]:
-    """Prompts in batches of similar length, with what was run before.
-
-    Args:
-        llm: a causal LM, as it is.
-        prompts: with or without answers.
-        pad: the id to pad with.
-        batch_size: prompts at a time.
-        reuse: what earlier calls ran; `own` prefixes need one.
-        own: run each prompt's own prefix apart, for others to come with the same prompts; else the beginning that all
-            of these prompts have in common, if there is one worth it.
-    """
-    if own and reuse is not None:
-        for rows in by_length(prompts, batch_size):
-            batch = to_device(collate([prompts[i] for i in rows], pad), llm)
-            found = reuse.own(llm, batch)
-            if found is None:
-                yield Started(rows, batch, batch.prefix_ids[:, :0], None, [0.0] * len(rows))
-            else:
-                yield Started(rows, batch.without_prefix(), batch.prefix_ids, *found)
-        return
-    known = (reuse or Reuse()).beginning(llm, prompts) if prompts else None
-    shared, seconds = known or (None, 0.0)
-    once = seconds / max(len(prompts), 1)
-    rests = [shared.without(prompt) for prompt in prompts] if shared else list(prompts)
-    for rows in by_length(rests, batch_size, equal=shared is not None):
-        batch = to_device(collate([rests[i] for i in rows], pad), llm)
-        ids = batch.prefix_ids[:, :0] if shared is None else shared.ids.expand(len(rows), -1)
-        yield Started(rows, batch, ids, shared.prefix.repeated(len(rows)) if shared else None, [once] * len(rows))
+        return run_prefix(self._model, ids, mask)

@@ -1,4 +1,4 @@
-"""Frozen prefixes of training examples, kept under a byte budget: on the model's device, else in host memory."""
+"""What is kept of prompts that come again, under a byte budget: on the model's device, else in host memory."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ AUTO_SHARE = 0.5
 """Share of the memory that is free when the first prefix is kept, that `auto` takes."""
 
 
-class PrefixStore:
-    """Prefixes by their tokens. What the budget does not hold is run again whenever it is needed.
+class Memory:
+    """The bytes that stores may fill, by place.
 
     Args:
         budget: bytes on the model's device, or `auto` for half of what is free there. What does not fit on another
@@ -28,9 +28,36 @@ class PrefixStore:
 
     def __init__(self, budget: PrefixBudget = "auto") -> None:
         self._budget = budget
+        self.left: dict[torch.device, int] | None = None
+
+    def on(self, device: torch.device) -> dict[torch.device, int]:
+        """What is left; what is free is looked at when something is to be kept for the first time."""
+        if self.left is None:
+            self.left = free_bytes(device, self._budget)
+        return self.left
+
+    def take(self, size: int, device: torch.device) -> torch.device | None:
+        """The place for so many bytes, which are taken from it; None where nothing has so many left."""
+        left = self.on(device)
+        home = next((place for place, bytes_left in left.items() if size <= bytes_left), None)
+        if home is not None:
+            left[home] -= size
+        return home
+
+    def give_back(self, size: int, place: torch.device) -> None:
+        """Bytes that are free again."""
+        if self.left is not None:
+            self.left[place] += size
+
+
+class PrefixStore:
+    """Prefixes by their tokens, and states of what comes after them. What memory does not hold is run again."""
+
+    def __init__(self, memory: Memory | None = None) -> None:
+        self._memory = memory or Memory()
         self._rows: dict[bytes, PrefixRow] = {}
         self._states: dict[tuple[bytes, bytes], Tensor] = {}
-        self._left: dict[torch.device, int] | None = None
+        self._taken: list[tuple[int, torch.device]] = []
         self.quiet = False
 
     def __len__(self) -> int:
@@ -39,12 +66,15 @@ class PrefixStore:
 
     @property
     def size(self) -> int:
-        """Bytes of all kept keys and values."""
-        return sum(row.bytes for row in self._rows.values())
+        """Bytes of all kept keys, values and states."""
+        states = sum(t.numel() * t.element_size() for t in self._states.values())
+        return sum(row.bytes for row in self._rows.values()) + states
 
     def clear(self) -> None:
-        """Forget all prefixes."""
-        self._rows, self._states, self._left = {}, {}, None
+        """Forget everything."""
+        for taken in self._taken:
+            self._memory.give_back(*taken)
+        self._rows, self._states, self._taken = {}, {}, []
 
     def fetch(self, batch: Batch, run: Callable[[Tensor, Tensor], Prefix]) -> Prefix:
         """The prefix of a batch: kept rows, and the others by `run`, which gets their ids and mask (rows, tokens)."""
@@ -66,34 +96,38 @@ class PrefixStore:
     def state(self, batch: Batch) -> Tensor | None:
         """What `keep_state` was given for these examples: (batch, tokens, width), or None if any is missing."""
         found = [self._states.get(key) for key in zip(prefix_keys(batch), suffix_keys(batch), strict=True)]
-        states = [state for state in found if state is not None]
+        states = [state.to(batch.suffix_ids.device) for state in found if state is not None]
         if len(states) < len(found):
             return None
         padded = nn.utils.rnn.pad_sequence(states, batch_first=True)
-        return functional.pad(padded, (0, 0, 0, batch.suffix_ids.shape[1] - padded.shape[1])).to(
-            batch.suffix_ids.device
-        )
+        return functional.pad(padded, (0, 0, 0, batch.suffix_ids.shape[1] - padded.shape[1]))
 
     def keep_state(self, batch: Batch, hidden: Tensor) -> None:
         """Keep a state (batch, tokens, width) of the suffix's tokens, for examples whose prefix is kept."""
-        lengths = batch.suffix_mask.sum(-1).tolist()
+        lengths, token = batch.suffix_mask.sum(-1).tolist(), hidden.shape[-1] * hidden.element_size()
         for prefix, suffix, tokens, state in zip(prefix_keys(batch), suffix_keys(batch), lengths, hidden, strict=True):
-            if prefix in self._rows:
-                self._states[prefix, suffix] = state[:tokens]
+            if prefix in self._rows and (prefix, suffix) not in self._states:
+                home = self._take(tokens * token, hidden.device)
+                if home is not None:
+                    kept = state[:tokens]
+                    self._states[prefix, suffix] = kept.to(home) if home.type != kept.device.type else kept
+
+    def _take(self, size: int, device: torch.device) -> torch.device | None:
+        home = self._memory.take(size, device)
+        if home is not None:
+            self._taken.append((size, home))
+        return home
 
     def _keep(self, rows: Mapping[bytes, PrefixRow]) -> None:
         """Keep what fits: as views where these hold little more than is counted, else as copies."""
         device = next(iter(rows.values())).layers[0][0].device
-        if self._left is None:
-            self._left = free_bytes(device, self._budget)
         # Views hold their batch's whole tensors: padding, what slid out of a window, and rows that are kept already.
         storages = [t.untyped_storage() for row in rows.values() for pair in row.layers for t in pair]
         held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-        views = held <= min(self._left[device], 1.25 * sum(row.bytes for row in rows.values()))
+        views = held <= min(self._memory.on(device)[device], 1.25 * sum(row.bytes for row in rows.values()))
         for key, row in rows.items():
-            home = next((place for place, left in self._left.items() if row.bytes <= left), None)
+            home = self._take(row.bytes, device)
             if home is not None:
-                self._left[home] -= row.bytes
                 self._rows[key] = row if views else row.copied(None if home == device else home)
             elif not self.quiet:
                 self.quiet = True

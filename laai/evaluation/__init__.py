@@ -1,7 +1,7 @@
 """evaluation."""
 
 from laai.evaluation.arms import Evaluation, Method, compare
-from laai.evaluation.measuring import Measured, choose_options, continuations, measure
+from laai.evaluation.measuring import Measured, choose_options, measure
 from laai.evaluation.metrics import (
     Interval,
     bootstrap_interval,
@@ -27,7 +27,6 @@ __all__ = [
     "calibrated_choices",
     "choose_options",
     "compare",
-    "continuations",
     "exact_match",
     "first_lines",
     "forced_choice",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import lightning.pytorch as pl
 from torch import Tensor, nn
 
-from laai.engine import Reuse
+from laai.engine import Engine
 from laai.errors import UserError
 from laai.evaluation.measuring import Measured, measure
 from laai.evaluation.scores import Scores, TaskMetrics
@@ -18,7 +18,6 @@ from laai.prompts import Shown, answer_limit
 from laai.runtime import FewShotDataModule, heed_sigterm
 from laai.steering import Attachment, Intervention
 from laai.tasks import Example
-from laai.vocabulary import PrefixBudget
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,10 @@ class Evaluation(pl.LightningModule):
     """
 
     def __init__(
-        self, language_model: LanguageModel, data: FewShotDataModule, method: Method, reuse: Reuse | None = None
+        self, language_model: LanguageModel, data: FewShotDataModule, method: Method, engine: Engine | None = None
     ) -> None:
         super().__init__()
-        vector = method.intervention
-        self._reuse = reuse if vector is None or vector.positions != "all" else None
+        self._engine = engine or Engine(language_model)
         self.llm: nn.Module
         language_model.held_by(self)
         self.method, self._data, self._language_model = method, data, language_model
@@ -74,13 +72,13 @@ class Evaluation(pl.LightningModule):
         """Measure the test examples numbered `rows`."""
         examples = self._data.splits.test
         measured = measure(
-            self.llm,
+            self._language_model,
             self.template,
             [(row, examples[row]) for row in rows.tolist()],
             self.method.demonstrations,
             max_new_tokens=self._limit,
             batch_size=self._data.eval_batch_size,
-            reuse=self._reuse,
+            engine=self._engine,
         )
         self.measured += measured
         self.metrics.update(measured)
@@ -94,7 +92,6 @@ class Evaluation(pl.LightningModule):
         if self._attachment is not None:
             self._attachment.detach()
             self._attachment = None
-        self._reuse = None
 
 
 def compare(
@@ -102,24 +99,22 @@ def compare(
     language_model: LanguageModel,
     data: FewShotDataModule,
     methods: Sequence[Method],
-    prefix_cache: PrefixBudget = "auto",
-    reuse: Reuse | None = None,
+    engine: Engine | None = None,
 ) -> list[Evaluation]:
     """Measure each method on the test examples of `data`; returns the evaluations in order.
 
     Whatever vectors are attached to the model stay attached: detach them first for a clean comparison.
 
-    Prompts that methods have in common are run once, and kept within `prefix_cache` (as in `PrefixStore`; or `off`);
-    `reuse` holds some of earlier comparisons already, and takes those of this one.
+    Prompts that methods have in common are run once, and kept in the model's `engine`, for later comparisons too.
 
     Raises:
         UserError: no test examples.
     """
     if not data.splits.test:
         raise UserError("there are no test examples to compare on; ask for some by test")
-    done, reuse = [], reuse or Reuse(prefix_cache)
+    done, engine = [], engine or Engine(language_model)
     for method in methods:
-        evaluation = Evaluation(language_model, data, method, reuse)
+        evaluation = Evaluation(language_model, data, method, engine)
         logging.getLogger("laai").info("testing %s", method.name)
         try:
             trainer.test(evaluation, dataloaders=data.test_dataloader(), verbose=False)

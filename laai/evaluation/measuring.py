@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from transformers import GenerationConfig
 
-from laai.engine import Reuse, Started, answer_nll, check_length, started_batches
+from laai.engine import Batches, Engine, answer_nll, write
 from laai.evaluation.metrics import exact_match, first_lines, forced_choice
-from laai.models import is_sharded
-from laai.prompts import Prompt, Template, answer_limit, pad_token
+from laai.models import LanguageModel
+from laai.prompts import Prompt, Template, answer_limit
 from laai.tasks import Example
-
-Sharing = tuple[Reuse | None, bool]
-"""What `started_batches` takes: prefixes run before, and whether each prompt's own is worth keeping."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,35 +55,35 @@ class Chosen(NamedTuple):
 
 @torch.no_grad()
 def measure(
-    llm: nn.Module,
+    model: LanguageModel,
     template: Template,
     examples: Sequence[tuple[int, Example]],
     demonstrations: Sequence[Example] = (),
     *,
     max_new_tokens: int | None = None,
     batch_size: int = 32,
-    reuse: Reuse | None = None,
+    engine: Engine | None = None,
 ) -> list[Measured]:
-    """Measure `llm` as it is, with whatever vectors are attached to it.
+    """Measure a model as it is, with whatever vectors are attached to it.
 
     Args:
-        llm: a causal LM.
+        model: the language model.
         template: writes the prompts.
         examples: numbered examples; results keep the numbers and come in this order.
         demonstrations: shown before every query (few-shot).
         max_new_tokens: bound on generation; default: `answer_limit` of these examples.
         batch_size: prompts run at a time; prompts of similar length go together.
-        reuse: prefixes that earlier calls ran, and a place for those that this one runs; see `Reuse` for when it may be
-            used. Generation times count a prefix as if it had been run for this call.
+        engine: the model's, with what earlier calls ran; this one's is kept in it. Generation times count a prefix as
+            if it had been run for this call.
     """
     if not examples:
         return []
     prompts = [template.encode(e.input, demonstrations, e.output) for _, e in examples]
     limit = max_new_tokens or answer_limit(template, [e for _, e in examples])
-    sharing = _sharing(llm, prompts, bool(demonstrations or template.before), reuse)
-    texts, seconds, sums = _answer(llm, template, prompts, limit, batch_size, sharing)
+    with (engine or Engine(model)).passes(prompts, bool(demonstrations or template.before)) as batches:
+        texts, seconds, sums = _answer(model, prompts, limit, batch_size, batches)
+        chosen = _choose(model, template, [e for _, e in examples], demonstrations, batch_size, batches)
     nlls = [total / len(prompt.answer) for total, prompt in zip(sums, prompts, strict=True)]
-    chosen = _choose(llm, template, [e for _, e in examples], demonstrations, batch_size, sharing)
     return [
         Measured(
             row=row,
@@ -111,81 +105,28 @@ def _right(example: Example, option: int) -> bool | None:
     return None if not example.choices else option >= 0 and example.choices[option] == example.output
 
 
-def _sharing(llm: nn.Module, prompts: Sequence[Prompt], shown: bool, reuse: Reuse | None) -> Sharing:
-    """What is run before prompts with or without demonstrations that are `shown` first."""
-    if reuse is None or not shown:
-        return reuse, reuse is not None
-    behind = reuse.behind(llm, prompts)
-    return (reuse, False) if behind is None else (behind, True)
-
-
-def continuations(
-    llm: nn.Module, template: Template, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int = 32
-) -> list[str]:
-    """What the model writes after each prompt, by transformers' own `generate`, greedily. Answers are left out."""
-    texts = [""] * len(prompts)
-    for started in started_batches(llm, prompts, pad_token(template.tokenizer), batch_size):
-        for i, text in zip(started.rows, _continue(llm, template, started, max_new_tokens), strict=True):
-            texts[i] = text
-    return texts
-
-
-def _continue(llm: nn.Module, template: Template, started: Started, max_new_tokens: int) -> list[str]:
-    tokenizer, batch, before = template.tokenizer, started.batch, started.before
-    ids = torch.cat([started.ids, batch.prefix_ids, batch.suffix_ids[:, :1]], dim=1)
-    mask = torch.cat([batch.prefix_mask, batch.suffix_mask[:, :1]], dim=1)
-    mask = mask if before is None else torch.cat([before.mask, mask], dim=1)
-    options = {} if before is None else {"past_key_values": before.continued()}
-    check_length(llm, mask, max_new_tokens - 1)
-    untyped: Any = llm
-    with _greedy(llm):
-        out: Tensor = untyped.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            **options,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=pad_token(tokenizer),
-            synced_gpus=is_sharded(llm),
-        )
-    new = out[:, ids.shape[1] :]
-    return list(tokenizer.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-
-@contextmanager
-def _greedy(llm: nn.Module) -> Iterator[None]:
-    """Without the generation defaults that came with the model: a repetition penalty would punish right answers."""
-    model: Any = llm
-    untyped: Any = GenerationConfig
-    own = model.generation_config
-    model.generation_config = untyped(eos_token_id=own.eos_token_id, do_sample=False, num_beams=1)
-    try:
-        yield
-    finally:
-        model.generation_config = own
-
-
 def _answer(
-    llm: nn.Module, template: Template, prompts: Sequence[Prompt], limit: int, batch_size: int, sharing: Sharing
+    model: LanguageModel, prompts: Sequence[Prompt], limit: int, batch_size: int, batches: Batches
 ) -> tuple[list[str], list[float], list[float]]:
     """For each prompt: what the model writes, the seconds it took, and its answer's summed NLL."""
     written, seconds, sums = [""] * len(prompts), [0.0] * len(prompts), [0.0] * len(prompts)
-    for started in started_batches(llm, prompts, pad_token(template.tokenizer), batch_size, *sharing):
+    for started in batches(prompts, batch_size):
         began = time.perf_counter()
-        texts = _continue(llm, template, started, limit)
+        texts = write(model, started, limit)
         elapsed = (time.perf_counter() - began) / len(texts)
-        nlls = answer_nll(llm, started.batch, started.before).sum(-1).tolist()
+        nlls = answer_nll(model, started.batch, started.before).sum(-1).tolist()
         for i, text, nll, once in zip(started.rows, texts, nlls, started.seconds, strict=True):
             written[i], seconds[i], sums[i] = text, elapsed + once, nll
     return written, seconds, sums
 
 
 def _nlls(
-    llm: nn.Module, template: Template, prompts: Sequence[Prompt], batch_size: int, sharing: Sharing
+    model: LanguageModel, prompts: Sequence[Prompt], batch_size: int, batches: Batches
 ) -> list[tuple[float, float]]:
     """Negative log-likelihood of each prompt's answer, summed over its tokens, and of its first token."""
     found = [(0.0, 0.0)] * len(prompts)
-    for started in started_batches(llm, prompts, pad_token(template.tokenizer), batch_size, *sharing):
-        nlls = answer_nll(llm, started.batch, started.before)
+    for started in batches(prompts, batch_size):
+        nlls = answer_nll(model, started.batch, started.before)
         for i, total, first in zip(started.rows, nlls.sum(-1).tolist(), nlls[:, 0].tolist(), strict=True):
             found[i] = total, first
     return found
@@ -193,18 +134,18 @@ def _nlls(
 
 @torch.no_grad()
 def choose_options(
-    llm: nn.Module,
+    model: LanguageModel,
     template: Template,
     examples: Sequence[Example],
     demonstrations: Sequence[Example] = (),
     *,
     batch_size: int = 32,
-    reuse: Reuse | None = None,
+    engine: Engine | None = None,
 ) -> list[Chosen]:
     """The likeliest option of each example; -1 where it has no choices. Arguments as of `measure`."""
     prompts = [template.encode(e.input, demonstrations) for e in examples]
-    sharing = _sharing(llm, prompts, bool(demonstrations or template.before), reuse)
-    return _choose(llm, template, examples, demonstrations, batch_size, sharing)
+    with (engine or Engine(model)).passes(prompts, bool(demonstrations or template.before)) as batches:
+        return _choose(model, template, examples, demonstrations, batch_size, batches)
 
 
 def _options(template: Template, example: Example, demonstrations: Sequence[Example]) -> list[Prompt]:
@@ -222,15 +163,15 @@ def _options(template: Template, example: Example, demonstrations: Sequence[Exam
 
 
 def _choose(
-    llm: nn.Module,
+    model: LanguageModel,
     template: Template,
     examples: Sequence[Example],
     demonstrations: Sequence[Example],
     batch_size: int,
-    sharing: Sharing,
+    batches: Batches,
 ) -> list[Chosen]:
     options = [prompt for e in examples for prompt in _options(template, e, demonstrations)]
-    found = iter(zip(_nlls(llm, template, options, batch_size, sharing), options, strict=True))
+    found = iter(zip(_nlls(model, options, batch_size, batches), options, strict=True))
     chosen: list[Chosen] = []
     for example in examples:
         if not example.choices:

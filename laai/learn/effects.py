@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from laai.engine import sweep
-from laai.models import LanguageModel
+from laai.engine import Engine
 from laai.prompts import Prompt
 from laai.steering import Intervention
 
 
-def layer_effects(model: LanguageModel, intervention: Intervention, prompts: Sequence[Prompt]) -> dict[int, float]:
+def layer_effects(engine: Engine, intervention: Intervention, prompts: Sequence[Prompt]) -> dict[int, float]:
     """Rise of the mean negative log-likelihood per answer token when one layer's vectors are left out, by layer.
 
     Args:
-        model: the language model, with no vectors attached.
+        engine: of the language model, with no vectors attached.
         intervention: the vectors; one forward for each of their layers.
         prompts: with answers.
 
@@ -24,5 +23,5 @@ def layer_effects(model: LanguageModel, intervention: Intervention, prompts: Seq
     layers = intervention.layers
     rests = [[other for other in layers if other != layer] for layer in layers]
     without = [intervention.select(layers=rest) if rest else 0 * intervention for rest in rests]
-    found = sweep(model, [intervention, *without], [1.0], prompts).nll.mean(dim=-1).squeeze(-1)
+    found = engine.sweep([intervention, *without], [1.0], prompts).nll.mean(dim=-1).squeeze(-1)
     return {layer: float(nll - found[0]) for layer, nll in zip(layers, found[1:], strict=True)}

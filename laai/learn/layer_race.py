@@ -10,19 +10,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from laai.engine import (
-    FrozenBatch,
-    answer_logits,
-    choose_way,
-    freeze,
-    last_token_statistics,
-    mean_nll,
-    token_nll,
-    unchanged_layers,
-)
+from laai.engine import Engine, FrozenBatch, mean_nll, token_nll, unchanged_layers
 from laai.errors import UserError
 from laai.models import LanguageModel
-from laai.prompts import Batch, Prompt, collate, to_device, without_unlabelled_end
+from laai.prompts import Prompt, collate, without_unlabelled_end
 from laai.steering import Attachment, Intervention, Where, steer
 from laai.vocabulary import Positions, Site
 
@@ -46,7 +37,7 @@ class LayerProfile:
 
 
 def profile_layers(
-    model: LanguageModel,
+    engine: Engine,
     site: Site,
     positions: Positions,
     prompts: Sequence[Prompt],
@@ -60,7 +51,7 @@ def profile_layers(
     go on. Both folds are rows of one batch, whose prefix and unsteered states are run once for all layers.
 
     Args:
-        model: the language model.
+        engine: of the language model.
         site: where the vector is added.
         positions: which tokens are steered.
         prompts: training prompts with their answers, at least 2; the first `MAX_EXAMPLES` count.
@@ -73,14 +64,14 @@ def profile_layers(
     if len(prompts) < 2:
         raise UserError("layers=auto needs at least 2 training examples; name a layer instead")
     prompts = prompts[:MAX_EXAMPLES]
-    pad = model.pad
+    model = engine.model
     layers = _spread(model.decoder.steerable(site), rounds[0][0])
-    statistics = last_token_statistics(model.llm, prompts, site, layers, pad=pad)
-    batch = without_unlabelled_end(to_device(collate(prompts, pad), model.llm))
+    rms = engine.activation_rms(prompts, site, layers)
+    batch = without_unlabelled_end(collate(prompts, model.pad).to(model.device))
     zeros = [Intervention.zeros(model, site, [layer], positions=positions) for layer in layers]
-    frozen = freeze(model, batch, choose_way(model, batch, zeros))
-    candidates = [_Candidate(model, zero, rate * statistics.rms(zero.layers[0])) for zero in zeros]
-    if frozen is not None:
+    frozen = engine.freeze(batch, zeros)
+    candidates = [_Candidate(model, zero, rate * rms[zero.layers[0]]) for zero in zeros]
+    if frozen.prefix is not None:
         with torch.no_grad():
             frozen.run(record=[c.below[-1] for c in candidates if c.below])
     racing, done = candidates, 0
@@ -89,7 +80,7 @@ def profile_layers(
             racing = sorted(racing, key=lambda c: c.nll)[:count]
             done += steps
             for candidate in racing:
-                candidate.learn(batch, frozen, steps)
+                candidate.learn(frozen, steps)
                 candidate.steps = done
                 bar.update(steps)
     return LayerProfile(
@@ -111,8 +102,9 @@ class _Candidate:
         self.optimizer = torch.optim.Adam([self.vectors], lr=rate)
         self.nll, self.steps = 0.0, 0
 
-    def learn(self, batch: Batch, frozen: FrozenBatch | None, steps: int) -> None:
+    def learn(self, frozen: FrozenBatch, steps: int) -> None:
         """Take some steps, then measure each fold's vector on the other fold."""
+        batch = frozen.batch
         folds = torch.arange(len(batch.rows), device=batch.labels.device) % 2
         using = folds  # which vector each row is steered by
 
@@ -120,7 +112,7 @@ class _Candidate:
             return steer(hidden, self.vectors[using][:, None], where)
 
         def losses() -> Tensor:
-            nll = token_nll(answer_logits(self.llm, batch) if frozen is None else frozen.run(self.below), batch.labels)
+            nll = token_nll(frozen.run(self.below), batch.labels)
             return torch.stack([mean_nll(nll[folds == fold], batch.labels[folds == fold]) for fold in (0, 1)])
 
         attachment = Attachment(self.llm, {self.key: edit}, self.positions)

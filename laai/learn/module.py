@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
-from laai.engine import Reuse, last_token_statistics
+from laai.engine import Engine
 from laai.evaluation import TaskMetrics, measure
 from laai.learn import penalty
 from laai.learn.gradients import check_finite, gradient_norm, restore_if_unsound
@@ -127,8 +127,6 @@ class LAAIModule(LightningModule):
         self.validated: list[Tensor] = []
         """NLL of every validation example, by validation."""
         self._limits: dict[bool, int] = {}
-        # Vectors at `all` change prefixes; with others, each validation has the same ones again.
-        self._reuse = None if positions == "all" else Reuse(prefix_cache)
 
     @property
     def intervention(self) -> Intervention:
@@ -153,24 +151,21 @@ class LAAIModule(LightningModule):
         if hasattr(self, "steered"):
             return
         model = place(self)
+        self.engine = engine = Engine(model, self.prefix_cache)
         prompts = [prompt for _, prompt in encode_training(self.template, self.data.splits.train)]
         with torch.inference_mode(False), torch.enable_grad():
             if self.layers == "auto" and self.site == "residual":
-                self.layer_profile = profile_layers(self.language_model, self.site, self.positions, prompts)
+                self.layer_profile = profile_layers(engine, self.site, self.positions, prompts)
                 layers = [self.layer_profile.best]
             else:
                 layers = resolve_layers(self.layers, model.decoder, self.site)
         layers = self.trainer.strategy.broadcast(layers)  # devices may round differently
-        pad = self.language_model.pad
-        statistics = last_token_statistics(model.llm, prompts, self.site, layers, pad=pad)
-        self.rms = {layer: statistics.rms(layer) for layer in layers}
+        self.rms = engine.activation_rms(prompts, self.site, layers)
         start, examples = start_of(self, layers), self.data.splits.train
         self.centre = {key: v.detach().clone() for key, v in start.items()} if self.prior == "start" else {}
-        self.teacher = few_shot_teacher(model.llm, self.template, examples) if self.distill else []
+        self.teacher = few_shot_teacher(engine, self.template, examples) if self.distill else []
         several = (self.data.batch_size or len(examples)) < len(examples)  # batches, in an order of the epoch's own
-        self.steered = SteeredLM(
-            model, start, self.prefix_cache, alone=several, recompute=self.activation_checkpointing
-        )
+        self.steered = SteeredLM(engine, start, alone=several, recompute=self.activation_checkpointing)
 
     def learned(self) -> Intervention:
         """The vectors with the settings of their training in their metadata."""
@@ -248,8 +243,7 @@ class LAAIModule(LightningModule):
 
     def on_fit_end(self) -> None:
         """Drop what validations kept."""
-        if self._reuse is not None:
-            self._reuse.clear()
+        self.engine.clear()
 
     def validation_step(self, rows: Tensor) -> None:
         """Measure the steered model on validation examples."""
@@ -265,8 +259,8 @@ class LAAIModule(LightningModule):
         if validation not in self._limits:
             self._limits[validation] = answer_limit(self.template, examples)
         limit, size = self._limits[validation], self.data.eval_batch_size
-        options: dict[str, Any] = {"max_new_tokens": limit, "batch_size": size, "reuse": self._reuse}
-        self.metrics.update(measure(self.steered.llm, self.template, chosen, **options))
+        options: dict[str, Any] = {"max_new_tokens": limit, "batch_size": size, "engine": self.engine}
+        self.metrics.update(measure(self.language_model, self.template, chosen, **options))
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation scores; `val/nll` is what early stopping watches."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from laai.engine import answer_logits
-from laai.prompts import IGNORE, Prompt, Template, by_length, collate, other_examples, pad_token, to_device
+from laai.engine import Engine
+from laai.prompts import IGNORE, Prompt, Template, other_examples
 from laai.tasks import Example
 
 FEWEST_EXAMPLES = 5
@@ -17,12 +17,12 @@ FEWEST_EXAMPLES = 5
 
 @torch.no_grad()
 def few_shot_teacher(
-    llm: nn.Module, template: Template, examples: Sequence[Example], batch_size: int = 16
+    engine: Engine, template: Template, examples: Sequence[Example], batch_size: int = 16
 ) -> list[Tensor]:
     """Log-probabilities at the answer of each example, behind the others as demonstrations.
 
     Args:
-        llm: the model, unsteered.
+        engine: of the model, unsteered.
         template: writes the prompts.
         examples: all training examples.
         batch_size: prompts run at a time.
@@ -38,9 +38,8 @@ def few_shot_teacher(
         few_shot, zero_shot = template.encode(example.input, shown), template.encode(example.input, (), example.output)
         prompts.append(Prompt(few_shot.prefix, (*few_shot.suffix, *zero_shot.answer)))
     teacher: list[Tensor] = [torch.empty(0)] * len(prompts)
-    for rows in by_length(prompts, batch_size):
-        batch = to_device(collate([prompts[i] for i in rows], pad_token(template.tokenizer)), llm)
-        log_probs = answer_logits(llm, batch).float().log_softmax(dim=-1)
+    for rows, batch, logits in engine.logits(prompts, batch_size):
+        log_probs = logits.float().log_softmax(dim=-1)
         for i, row, labels in zip(rows, log_probs, batch.labels, strict=True):
-            teacher[i] = row[labels != IGNORE].to(next(llm.parameters()).dtype)
+            teacher[i] = row[labels != IGNORE].to(next(engine.model.llm.parameters()).dtype)
     return teacher

@@ -6,7 +6,7 @@ from laai.models.identity import fingerprint
 from laai.models.language_model import LanguageModel, model_identity, transformer
 from laai.models.loading import load_model
 from laai.models.memory import free_memory, peak_megabytes
-from laai.models.sharding import is_sharded, load_sharded
+from laai.models.sharding import load_sharded
 
 __all__ = [
     "Decoder",
@@ -17,7 +17,6 @@ __all__ = [
     "find_decoder",
     "fingerprint",
     "free_memory",
-    "is_sharded",
     "load_model",
     "load_sharded",
     "model_identity",

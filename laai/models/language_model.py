@@ -79,7 +79,16 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where token ids go: the device of its embedding."""
-        return self.llm.get_input_embeddings().weight.device
+        llm: Any = self.llm
+        device: torch.device = llm.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def head(self) -> torch.Tensor:
+        """(vocabulary, width): the weight of its output head."""
+        llm: Any = self.llm
+        weight: torch.Tensor = llm.get_output_embeddings().weight
+        return weight
 
     @property
     def pad(self) -> int:

@@ -1,6 +1,6 @@
 """prompts."""
 
-from laai.prompts.batches import IGNORE, Batch, Prompt, by_length, collate, pad_token, to_device, without_unlabelled_end
+from laai.prompts.batches import IGNORE, Batch, Prompt, by_length, collate, without_unlabelled_end
 from laai.prompts.demonstrations import answer_limit, demonstrations_of, fitting, fitting_own, other_examples
 from laai.prompts.templates import Shown, Template
 
@@ -17,7 +17,5 @@ __all__ = [
     "fitting",
     "fitting_own",
     "other_examples",
-    "pad_token",
-    "to_device",
     "without_unlabelled_end",
 ]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
 
 IGNORE = -100
 """Label of a position whose next token is not part of the answer (the value that PyTorch's losses ignore)."""
@@ -60,6 +59,10 @@ class Batch(NamedTuple):
         """(batch,) number of prompt tokens in each row."""
         return self.prefix_mask.sum(-1) + 1
 
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        return Batch(*(table.to(device) for table in self))
+
     def row(self, index: int) -> Batch:
         """One row by itself, its suffix without padding."""
         only, tokens = slice(index, index + 1), slice(max(int(self.suffix_mask[index].sum()), 1))
@@ -102,11 +105,6 @@ def collate(prompts: Sequence[Prompt], pad: int, rows: Sequence[int] | None = No
     )
 
 
-def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id to pad with; which one does not matter, as pads are masked."""
-    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)
-
-
 def by_length(prompts: Sequence[Prompt], batch_size: int, equal: bool = False) -> Iterator[list[int]]:
     """Batches of row numbers, longest prompts first, so that little is padding and memory fails early if it does.
 
@@ -118,13 +116,6 @@ def by_length(prompts: Sequence[Prompt], batch_size: int, equal: bool = False) -
     for group in groups:
         for start in range(0, len(group), batch_size):
             yield group[start : start + batch_size]
-
-
-def to_device(batch: Batch, llm: nn.Module) -> Batch:
-    """The batch on the device of the model's embedding."""
-    model: Any = llm
-    device: torch.device = model.get_input_embeddings().weight.device
-    return Batch(*(tensor.to(device) for tensor in batch))
 
 
 def without_unlabelled_end(batch: Batch) -> Batch:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
 from laai.errors import UserError
-from laai.prompts import Batch, Prompt, Template, collate, pad_token
+from laai.prompts import Batch, Prompt, Template, collate
 from laai.runtime.strategy import ShardedStrategy
 from laai.tasks import Example, Splits, Task, load_task, same_text
 from laai.vocabulary import Style
@@ -101,7 +101,7 @@ class FewShotDataModule(LightningDataModule):
                 "choose another batch_size"
             )
         sampler = StepOrder(dataset, trainer, size, self.seed)
-        collate_fn = partial(_collate_numbered, pad=pad_token(tokenizer))
+        collate_fn = partial(_collate_numbered, pad=module.language_model.pad)
         return ResumableLoader(dataset, size // devices, sampler=sampler, collate_fn=collate_fn)
 
     def val_dataloader(self) -> DataLoader[Tensor] | list[Tensor]:

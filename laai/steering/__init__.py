@@ -1,7 +1,7 @@
 """steering."""
 
 from laai.steering.file import check_fits
-from laai.steering.hooks import Attachment, Edit, is_compiled, record_last_token, steer
+from laai.steering.hooks import Attachment, Edit, attachments, is_compiled, record_last_token, steer
 from laai.steering.intervention import Intervention, Key
 from laai.steering.positions import Where, prompts_of
 from laai.steering.provenance import other_instruction, seen_digests, shared_facts, style_of, unseen
@@ -15,6 +15,7 @@ __all__ = [
     "Key",
     "RidgeMap",
     "Where",
+    "attachments",
     "check_fits",
     "is_compiled",
     "other_instruction",

@@ -58,7 +58,7 @@ class Attachment:
         edits: Mapping[tuple[Site, int], Edit],
         positions: Positions,
     ) -> None:
-        self._positions = positions
+        self.positions = positions
         self._model = unwrap(model)
         if any(is_compiled(module) for module in (model, *self._model.modules())):
             raise UserError(
@@ -81,6 +81,7 @@ class Attachment:
         self._generate_before = self._model.__dict__.get("generate")
         generate: Any = self._model.generate
         self._generate = self._model.__dict__["generate"] = self._wrap(generate)
+        self._model.__dict__.setdefault("_attachments", []).append(self)
 
     def detach(self) -> None:
         """Remove these hooks and no others; the model is bitwise as before."""
@@ -88,6 +89,7 @@ class Attachment:
             raise RuntimeError("interventions must be detached in reverse order of attaching")
         for handle in self._handles:
             handle.remove()
+        self._model.__dict__["_attachments"].remove(self)
         if self._generate_before is None:
             del self._model.__dict__["generate"]
         else:
@@ -127,12 +129,12 @@ class Attachment:
         tokens = call.get("input_ids") if call.get("input_ids") is not None else call.get("inputs_embeds")
         if not isinstance(tokens, Tensor):
             raise UserError("a steered forward needs input_ids or inputs_embeds")
-        if self._positions == "all":
+        if self.positions == "all":
             self._where = True
         elif self._columns is not None:
-            self._where = self._columns.where(tokens.shape[1], past_length(call), self._positions, tokens.device)
+            self._where = self._columns.where(tokens.shape[1], past_length(call), self.positions, tokens.device)
         else:
-            self._where = where_in_rows(tokens, call, self._positions)
+            self._where = where_in_rows(tokens, call, self.positions)
         if torch.is_grad_enabled():
             if self._recomputing:
                 self._to_recompute, self._recomputing = [], False
@@ -165,6 +167,11 @@ class Attachment:
                 self._columns = outer
 
         return generate
+
+
+def attachments(model: nn.Module) -> tuple[Attachment, ...]:
+    """What is hooked into a model now, in order."""
+    return tuple(vars(unwrap(model)).get("_attachments", ()))
 
 
 @contextmanager

@@ -1,0 +1,116 @@
+"""Forwards under vectors that stay attached, over batches that come again: the steps of learning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from laai.engine.forward import answer_logits
+from laai.engine.frozen import FrozenBatch, Way
+from laai.engine.prefix import NoPrefixError, run_prefix
+from laai.engine.recompute import recomputing
+from laai.engine.skipping import LayerOutput, unchanged_layers
+from laai.engine.store import PrefixStore, prefix_keys, suffix_keys
+from laai.models import LanguageModel
+from laai.prompts import Batch
+from laai.steering import Intervention, attachments
+
+
+class Steered:
+    """Logits of batches that come again, under vectors that stay attached while they change.
+
+    Each example's prefix and what enters the first steered layer are kept. While other vectors are attached to the same
+    model, whole prompts are run.
+
+    Args:
+        model: the language model.
+        vectors: what is attached to it already.
+        store: for what is kept.
+        settle: says of a batch how it is continued, and whether layers can be skipped; None for whole prompts.
+        alone: run what is kept of each example apart from others, the first time that it comes. In a batch the last
+            bits depend on the others in it, and a run that is resumed meets them in another order.
+        recompute: activation checkpointing, with which caches do not go.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        vectors: Intervention,
+        store: PrefixStore,
+        settle: Callable[[Batch], tuple[Way, bool] | None],
+        alone: bool = False,
+        recompute: bool = False,
+    ) -> None:
+        self._model, self._vectors, self._store, self._settle = model, vectors, store, settle
+        self._alone, self._recompute = alone, recompute
+        self._below = unchanged_layers(model.decoder, [key for key, _ in vectors.items()])
+        self._attached = attachments(model.llm)
+        self._seen: set[tuple[bytes, bytes]] = set()
+        self._wrap: Callable[[Tensor], Any] | None = None
+        self._last: FrozenBatch | None = None
+
+    def clear(self) -> None:
+        """Forget what was kept."""
+        self._store.clear()
+        self._seen.clear()
+        self._last = None
+
+    def logits(self, batch: Batch) -> Tensor:
+        """(batch, suffix tokens, vocabulary)."""
+        if (frozen := self._frozen(batch)) is None:
+            with recomputing(self._model) if self._recompute else nullcontext():
+                return answer_logits(self._model, batch)
+        self._last = frozen
+        known = not self._below or self._below[-1] in frozen.outputs
+        logits = frozen.run(self._below)
+        if not known and (output := frozen.outputs.get(self._below[-1])) is not None:
+            self._wrap = output.wrap
+            self._store.keep_state(batch, output.hidden)
+        return logits
+
+    def _frozen(self, batch: Batch) -> FrozenBatch | None:
+        """The batch less what is kept of it; None where the whole has to be run."""
+        if self._recompute or self._vectors.positions == "all" or not batch.prefix_ids.shape[1]:
+            return None
+        if torch.is_inference_mode_enabled():  # whose tensors no gradient may meet
+            return None
+        if attachments(self._model.llm) != self._attached:  # other vectors came, or these went
+            return None
+        if (agreed := self._settle(batch)) is None:
+            return None
+        if self._alone and len(batch.prefix_ids) > 1:
+            self._visit(batch)
+        if self._last is not None and _same(self._last.batch, batch):
+            return self._last
+        self._last = None  # before the next one needs its memory
+        try:
+            return self._freeze(batch, *agreed)
+        except NoPrefixError:  # a prefix too long to be kept
+            return None
+
+    @torch.no_grad()
+    def _visit(self, batch: Batch) -> None:
+        """Run each example that has not been seen by itself, so that what is kept of it is always the same."""
+        for row, key in enumerate(zip(prefix_keys(batch), suffix_keys(batch), strict=True)):
+            if key not in self._seen:
+                self._seen.add(key)
+                self.logits(batch.row(row))
+
+    def _freeze(self, batch: Batch, way: Way, skips: bool) -> FrozenBatch:
+        """The batch with its prefix, kept or newly run, and what enters the first steered layer where that is known."""
+        prefix = self._store.fetch(batch, partial(run_prefix, self._model))
+        frozen = FrozenBatch(self._model, batch, prefix, way, skips=skips)
+        hidden = self._store.state(batch) if skips and self._wrap is not None else None
+        if hidden is not None and self._wrap is not None:
+            frozen.outputs[self._below[-1]] = LayerOutput(hidden, self._wrap)
+        return frozen
+
+
+def _same(one: Batch, other: Batch) -> bool:
+    """Whether two batches hold the same tokens on the same device."""
+    return one.prefix_ids.device == other.prefix_ids.device and all(map(torch.equal, one[:4], other[:4]))
