@@ -1,9 +1,9 @@
 """What the frozen-prefix engine saves: one table, all rows of a kind measured in turn in one run.
 
-    python experiments/bench_engine.py --quick            fewer and smaller rows, under 5 minutes on two cores
-    python experiments/bench_engine.py                    all rows; a run that was stopped goes on row by row
-    python experiments/bench_engine.py --only grid        one section
-    python experiments/bench_engine.py --peers off        without the libraries that need an environment of their own
+    python experiments/speed/engine.py --quick            fewer and smaller rows, under 5 minutes on two cores
+    python experiments/speed/engine.py                    all rows; a run that was stopped goes on row by row
+    python experiments/speed/engine.py --only grid        one section
+    python experiments/speed/engine.py --peers off        without the libraries that need an environment of their own
 
 Sections: step-12, step-64, step-256, step-1024, growth, extraction-shared, extraction-drawn, grid, generation,
 few-shot, and auto-TASK for 8 tasks. `ours` and `rival` are medians in `unit`; `ratio` is what the row's name says.
@@ -19,44 +19,36 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from bench_common import Row
-from bench_evaluation import extraction_rows, few_shot_rows, generation_rows, grid_rows
-from bench_learning import AUTO_TASKS, auto_means, auto_rows, growth_rows, step_rows
-from bench_peers import Ask, PeerError, peer_worker, peers_python
+from inference import extraction_rows, few_shot_rows, generation_rows, grid_rows
+from learning import AUTO_TASKS, ROUNDS, auto_means, auto_rows, growth_rows, step_rows
+from measuring import RESULTS, Bench, Row, picture
+from peers import Ask, PeerError, peer_worker, peers_python
 
 import laai
 from laai.default_model import default_model_folder
 from laai.files import write_json
-from laai.models import LanguageModel
-
-RESULTS = Path(__file__).parent / "results"
-Section = Callable[[LanguageModel, Ask | None], list[Row]]
 
 
-def sections(quick: bool) -> dict[str, Section]:
+def sections(quick: bool) -> dict[str, Callable[[Bench], list[Row]]]:
     """What is measured, by name, in order."""
-    steps: dict[str, Section] = {
-        "step-12": lambda model, ask: step_rows(model, 12, ask, quick),
-        "step-64": lambda model, ask: step_rows(model, 64, ask, quick),
-        "step-256": lambda model, ask: step_rows(model, 256, ask, quick),
+    made: dict[str, Callable[[Bench], list[Row]]] = {
+        f"step-{tokens}": partial(step_rows, tokens=tokens) for tokens in ROUNDS
     }
-    if not quick:
-        steps["step-1024"] = lambda model, ask: step_rows(model, 1024, ask)
-        steps["growth"] = lambda model, _: growth_rows(model)
-    others: dict[str, Section] = {
-        "extraction-shared": lambda model, ask: extraction_rows(model, ask, True, quick),
-        "extraction-drawn": lambda model, ask: extraction_rows(model, ask, False, quick),
-        "generation": lambda model, _: generation_rows(model, quick),
-        "few-shot": lambda model, _: few_shot_rows(model, quick),
-        "grid": lambda model, _: grid_rows(model, count=25 if quick else 100, plain_runs=1 if quick else 5),
+    made |= {
+        "growth": growth_rows,
+        "extraction-shared": partial(extraction_rows, shared=True),
+        "extraction-drawn": partial(extraction_rows, shared=False),
+        "generation": generation_rows,
+        "few-shot": few_shot_rows,
+        "grid": grid_rows,
     }
-    tasks = AUTO_TASKS[:1] if quick else AUTO_TASKS
-    return (
-        steps | others | {f"auto-{task}": lambda model, _, task=task: auto_rows(model, task, quick) for task in tasks}
-    )
+    made |= {f"auto-{task}": partial(auto_rows, task=task) for task in AUTO_TASKS}
+    long = {"step-1024", "growth", *(f"auto-{task}" for task in AUTO_TASKS[1:])}
+    return {name: section for name, section in made.items() if not (quick and name in long)}
 
 
 def main() -> None:
@@ -78,23 +70,25 @@ def main() -> None:
     path = options.json or RESULTS / f"bench_engine{'_quick' if options.quick else ''}.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
     done: dict[str, list[Row]] = kept.get("sections", {})
-    wanted = [name for name in sections(options.quick) if name in (options.only or [name])]
-    missing = [name for name in wanted if options.again or name not in done]
+    missing = {
+        name: section
+        for name, section in sections(options.quick).items()
+        if name in (options.only or [name]) and (options.again or name not in done)
+    }
     facts = {"base_model": "default", "torch": torch.__version__, "threads": kept.get("threads", {})}
     with contextlib.ExitStack() as stack:
-        ask = None if options.quick or not missing else peers(options.peers, options.threads, stack)
-        model = laai.load_model("default") if missing else None
-        for name in missing:
+        if missing:
+            ask = None if options.quick else peers(options.peers, options.threads, stack)
+            bench = Bench(laai.load_model("default"), ask, options.quick)
+        for name, section in missing.items():
             print(f"measuring {name} ...", file=sys.stderr, flush=True)
-            assert model is not None
-            done[name] = sections(options.quick)[name](model, ask)
+            done[name] = section(bench)
             facts["threads"][name] = options.threads
             for row in done[name]:
                 print(f"  {ratio_text(row):>8s}  {row['name']}", file=sys.stderr, flush=True)
             write_json(path, facts | {"rows": all_rows(done), "sections": done})
-    rows = all_rows(done)
-    print(table(rows))
-    draw(rows, options.plot or path.with_suffix(".png"))
+    print(table(all_rows(done)))
+    draw(all_rows(done), options.plot or path.with_suffix(".png"))
 
 
 def peers(folder: str | None, threads: int, stack: contextlib.ExitStack) -> Ask | None:
@@ -112,7 +106,7 @@ def peers(folder: str | None, threads: int, stack: contextlib.ExitStack) -> Ask 
 
 def all_rows(done: dict[str, list[Row]]) -> list[Row]:
     """The rows of all sections, and those that follow from several."""
-    rows = [row for name in done for row in done[name]]
+    rows = [row for section in done.values() for row in section]
     return rows + auto_means(rows)
 
 
@@ -129,11 +123,6 @@ def ratio_text(row: Row) -> str:
 
 def draw(rows: list[Row], path: Path) -> None:
     """Seconds a step by prompt length, for each way that was measured."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     curves: dict[str, dict[int, float]] = {}
     for row in rows:
         rival, _, rest = row["name"].partition(" step / engine step, ")
@@ -143,24 +132,16 @@ def draw(rows: list[Row], path: Path) -> None:
             curves.setdefault(rival, {})[tokens] = row["rival"]
     if not curves:
         return
-    figure, axes = pyplot.subplots(figsize=(6.4, 4), layout="constrained")
-    colours = ["#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b"]
-    for colour, (name, curve) in zip(colours, curves.items(), strict=False):
-        axes.plot(
-            list(curve),
-            list(curve.values()),
-            marker="o",
-            color=colour,
-            label=name,
-            lw=2.5 if colour == colours[0] else 1.5,
-        )
-    axes.set(xscale="log", yscale="log", xlabel="tokens in the prompt", ylabel="seconds a training step (batch of 10)")
-    axes.set_xticks(sorted(curves["this engine"]), [str(tokens) for tokens in sorted(curves["this engine"])])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=140)
+    with picture(path, (6.4, 4)) as (axes,):
+        colours = ["#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b"]
+        for colour, (name, curve) in zip(colours, curves.items(), strict=False):
+            width = 2.5 if name == "this engine" else 1.5
+            axes.plot(list(curve), list(curve.values()), marker="o", color=colour, label=name, lw=width)
+        axes.set(xscale="log", yscale="log", xlabel="tokens in the prompt")
+        axes.set_ylabel("seconds a training step (batch of 10)")
+        axes.set_xticks(sorted(curves["this engine"]), [str(tokens) for tokens in sorted(curves["this engine"])])
+        axes.minorticks_off()
+        axes.legend(frameon=False)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,24 @@
 """Other libraries' training step and extraction, served from a Python environment of their own.
 
-They need an older transformers than this project's, so `bench_peers.py` runs this file with that environment's Python.
-It answers JSON requests, one line each on stdin and stdout, so that a caller can take steps of several in turn:
+They need an older transformers than this project's, so `peers.py` runs this file with that environment's Python. It
+answers JSON requests, one line each on stdin and stdout, so that a caller can take steps of several in turn:
 
     {"do": "load", "model": FOLDER, "threads": 2}
-    {"do": "setup", "kind": "pyreft", "layer": 10, "prompts": [[ids], ...], "answers": [[ids], ...], "rate": 0.01}
+    {"do": "setup", "layer": 10, "prompts": [[ids], ...], "answers": [[ids], ...]}      pyreft on one batch
     {"do": "step"}
-    {"do": "extract", "positive": [text, ...], "negative": [text, ...], "batch_size": 10, "layer": 10}
+    {"do": "extract", "positive": [text, ...], "negative": [text, ...], "batch_size": 10}       by steering-vectors
 
-Every answer has `seconds` (of the work alone) and `peak_rss` in bytes, or `error` in one line. It imports nothing of
-this project.
+Every answer has `peak_rss` in bytes, or `error` in one line. It imports nothing of this project.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import importlib.metadata
 import json
 import os
 import resource
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,17 +65,13 @@ def main() -> None:
 def load(model: str, threads: int = 2) -> Answer:
     """Read the model from a folder in fp32."""
     torch.set_num_threads(threads)
-    begin = time.perf_counter()
     folder = Path(model)
+    options = {"dtype": torch.float32, "use_safetensors": True}
     loader: Any = transformers.AutoModelForCausalLM
     _state.clear()
-    _state["model"] = loader.from_pretrained(
-        folder, config=read_config(folder), dtype=torch.float32, use_safetensors=True
-    ).eval()
+    _state["model"] = loader.from_pretrained(folder, config=read_config(folder), **options).eval()
     _state["tokenizer"] = read_tokenizer(folder)
-    names = ("torch", "transformers", "pyreft", "pyvene", "steering-vectors")
-    versions = {name: importlib.metadata.version(name) for name in names}
-    return {"seconds": time.perf_counter() - begin, "threads": torch.get_num_threads(), "versions": versions}
+    return {}
 
 
 def read_config(folder: Path) -> Any:
@@ -97,38 +91,32 @@ def read_config(folder: Path) -> Any:
 def read_tokenizer(folder: Path) -> Any:
     """The fast tokenizer from its own file: transformers 4 does not know the class that transformers 5 names."""
     settings = json.loads((folder / "tokenizer_config.json").read_text())
-    special = {
-        name: settings[name] for name in ("bos_token", "eos_token", "pad_token", "unk_token") if name in settings
-    }
+    names = ("bos_token", "eos_token", "pad_token", "unk_token")
+    special = {name: settings[name] for name in names if name in settings}
     kind: Any = transformers.PreTrainedTokenizerFast
     return kind(tokenizer_file=str(folder / "tokenizer.json"), padding_side="right", **special)
 
 
-def setup(
-    kind: str, layer: int, prompts: list[list[int]], answers: list[list[int]], rate: float = 1e-2, seed: int = 0
-) -> Answer:
-    """Make the training step of one library on one batch, from a vector of zeros; also gives the plain model's loss."""
-    begin = time.perf_counter()
-    reset_peak()
-    torch.manual_seed(seed)
-    kinds: dict[str, Callable[..., Callable[[], Answer]]] = {"pyreft": pyreft_step}
+def setup(layer: int, prompts: list[list[int]], answers: list[list[int]]) -> Answer:
+    """Make pyreft's training step on one batch, from a vector of zeros; gives the plain model's loss to start from."""
+    with contextlib.suppress(OSError):
+        reset_peak()
+    torch.manual_seed(0)
     model, batch = _state["model"], right_padded(prompts, answers)
     with torch.no_grad():
         plain = model(**batch, use_cache=False).loss.item()
-    _state["step"] = kinds[kind](model, layer, prompts, batch, rate)
-    return {"seconds": time.perf_counter() - begin, "plain_loss": plain, "width": batch["input_ids"].shape[1]}
+    _state["step"] = pyreft_step(model, layer, prompts, batch)
+    return {"loss": plain}
 
 
 def step() -> Answer:
     """One whole training step: forward, backward, Adam."""
-    begin = time.perf_counter()
-    answer: Answer = _state["step"]()
-    return {"seconds": time.perf_counter() - begin} | answer
+    return {"loss": _state["step"]()}
 
 
 def pyreft_step(
-    model: Any, layer: int, prompts: list[list[int]], batch: dict[str, Tensor], rate: float
-) -> Callable[[], Answer]:
+    model: Any, layer: int, prompts: list[list[int]], batch: dict[str, Tensor], rate: float = 1e-2
+) -> Callable[[], float]:
     """pyreft with one additive vector on the block output at the last prompt token.
 
     None of pyreft's own interventions is a plain bias: `LobireftIntervention` (h + Rᵀb) comes nearest, but makes R
@@ -137,28 +125,25 @@ def pyreft_step(
     does not take) and with `use_cache=False`, which spares it a cache that nobody reads.
     """
     pyreft: Any = importlib.import_module("pyreft")
-    width = model.config.hidden_size
     representation = {
         "layer": layer,
         "component": "block_output",
         "low_rank_dimension": 1,
-        "intervention": bias_intervention()(embed_dim=width, low_rank_dimension=1),
+        "intervention": bias_intervention()(embed_dim=model.config.hidden_size, low_rank_dimension=1),
     }
     reft = pyreft.get_reft_model(model, pyreft.ReftConfig(representations=[representation]))
-    [vector] = reft.get_trainable_parameters()
-    optimizer = torch.optim.Adam([vector], lr=rate)
-    # (examples, interventions, positions), as pyreft's datasets make them. Its collators do not move locations by the
-    # padding, so they are right under padding on the right only.
-    locations = torch.tensor([[[len(prompt) - 1]] for prompt in prompts])
+    optimizer = torch.optim.Adam(reft.get_trainable_parameters(), lr=rate)
+    # (interventions, examples, positions). pyreft's own collators do not move locations by the padding, so they are
+    # right under padding on the right only.
+    places = {"sources->base": (None, [[[len(prompt) - 1] for prompt in prompts]])}
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
 
-    def run() -> Answer:
-        places = {"sources->base": (None, locations.permute(1, 0, 2).tolist())}
+    def run() -> float:
         _, output = reft(inputs, unit_locations=places, labels=batch["labels"], use_cache=False)
         output.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return {"loss": output.loss.item(), "norm": vector.norm().item()}
+        return float(output.loss.item())
 
     return run
 
@@ -176,51 +161,40 @@ def bias_intervention() -> Any:
         steered: Tensor = base + self.bias
         return steered
 
-    kind: Any = type(
-        "BiasIntervention", tuple(getattr(pyvene, n) for n in names), {"__init__": init, "forward": forward}
-    )
+    bases = tuple(getattr(pyvene, name) for name in names)
+    kind: Any = type("BiasIntervention", bases, {"__init__": init, "forward": forward})
     return kind
 
 
-def extract(positive: list[str], negative: list[str], batch_size: int = 1, layer: int = 10) -> Answer:
-    """Mean difference at the last token of all layers' outputs by steering-vectors; answers one layer's vector.
-
-    `tokens` is how many tokens the positive and the negative texts have, special tokens included, without padding.
-    """
+def extract(positive: list[str], negative: list[str], batch_size: int = 1) -> Answer:
+    """Mean difference at the last token of all layers' outputs by steering-vectors; gives how many layers."""
     library: Any = importlib.import_module("steering_vectors")
-    tokenizer = _state["tokenizer"]
-    tokens = [sum(map(len, tokenizer(texts)["input_ids"])) for texts in (positive, negative)]
-    reset_peak()
-    begin = time.perf_counter()
     pairs = list(zip(positive, negative, strict=True))
-    vectors = library.train_steering_vector(_state["model"], tokenizer, pairs, batch_size=batch_size)
-    seconds = time.perf_counter() - begin
-    chosen = vectors.layer_activations
-    found = chosen[layer]
-    made = {"layers": len(chosen), "norm": found.norm().item(), "vector": found.tolist()}
-    return {"seconds": seconds, "tokens": tokens} | made
+    made = library.train_steering_vector(_state["model"], _state["tokenizer"], pairs, batch_size=batch_size)
+    return {"layers": len(made.layer_activations)}
 
 
 def reset_peak() -> None:
-    """Start the count of `peak_rss` anew, where the system can."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
+    """Start the count of peak memory anew (OSError where the system cannot)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident(field: str) -> int:
+    """Bytes of a field of this process's status: VmRSS, resident now; VmHWM, at its peak (OSError but on Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def peak_rss() -> int:
-    """Peak resident memory in bytes since the last `setup` or `extract` began (since the start where not on Linux).
+    """Peak resident memory in bytes since the last `setup` began (since the start where not on Linux).
 
     Linux hands `ru_maxrss` on from the parent process, which holds a model of its own; VmHWM is this process's.
     """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    try:
+        return resident("VmHWM:")
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Rivals for `bench_engine.py`: other libraries' training step and extraction on the same model, tokens and examples.
+"""Rivals for `engine.py`: other libraries' training step and extraction on the same model, tokens and examples.
 
 pyreft and steering-vectors need an older transformers, so they live in a virtual environment of their own, made once on
 demand, and in a process that takes its steps when asked (`peer_worker.py`). PEFT runs in this process.
@@ -23,23 +23,20 @@ from typing import Any
 import torch
 from filelock import FileLock
 from peer_worker import right_padded
-from transformers import PreTrainedModel
 
 from laai.default_model import cache_folder
 from laai.models import load_model
 
 Ids = Sequence[Sequence[int]]
-Step = Callable[[], float]
 Ask = Callable[..., dict[str, Any]]
-
 PACKAGES = (
     *("torch==2.13.0", "transformers==4.57.6", "huggingface-hub<1", "datasets<4.5"),
     *("steering-vectors==0.12.2", "matplotlib", "accelerate"),
 )
 # With what they depend on (jupyter, wandb, ydata-profiling, ...), pip does not finish; they import none of it.
 WITHOUT_DEPENDENCIES = ("pyreft==0.1.0", "pyvene==0.1.8")
-MARKER = "peers.json"  # written last: what was installed
-WORKER = Path(__file__).with_name("peer_worker.py")
+INSTALLED = json.dumps({"packages": PACKAGES, "without_dependencies": WITHOUT_DEPENDENCIES}, indent=1)
+PEFT = ("PEFT BEFT", "PEFT LoRA r=4")
 
 
 class PeerError(RuntimeError):
@@ -54,46 +51,34 @@ def peers_python(folder: Path | None = None) -> Path:
     """
     folder = (folder or cache_folder() / "bench-peers").expanduser().absolute()
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    marker = folder / "peers.json"  # written last: what was installed
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f"{folder.name}.lock")):
-            if not _is_ready(folder, python):
-                _make(folder, python)
+            if not (python.exists() and marker.is_file() and marker.read_text(errors="replace") == INSTALLED):
+                _make(folder, str(python))
+                marker.write_text(INSTALLED)
     except OSError as err:
         raise PeerError(f"the peers' environment cannot be made in {str(folder)!r}: {err.strerror or err}") from err
     return python
 
 
-def _wanted() -> dict[str, list[str]]:
-    return {"packages": [*PACKAGES], "without_dependencies": [*WITHOUT_DEPENDENCIES]}
-
-
-def _is_ready(folder: Path, python: Path) -> bool:
-    try:
-        return python.exists() and bool(json.loads((folder / MARKER).read_text()) == _wanted())
-    except (OSError, ValueError):
-        return False
-
-
-def _make(folder: Path, python: Path) -> None:
+def _make(folder: Path, python: str) -> None:
     if folder.exists():
         if not folder.is_dir() or (any(folder.iterdir()) and not (folder / "pyvenv.cfg").exists()):
-            raise PeerError(f"the peers' environment cannot be made in {str(folder)!r}: it holds something else")
+            raise OSError("it holds something else")
         shutil.rmtree(folder)
     print(f"making the peers' environment in {folder} (once, some minutes) ...", file=sys.stderr, flush=True)
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
-    _run(folder, sys.executable, "-m", "venv", str(folder))
-    _run(folder, *pip, *PACKAGES)
-    _run(folder, *pip, "--no-deps", *WITHOUT_DEPENDENCIES)
-    _run(folder, str(python), "-I", "-c", "import pyreft, pyvene, steering_vectors")
-    (folder / MARKER).write_text(json.dumps(_wanted(), indent=1))
-
-
-def _run(folder: Path, *command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode:
-        reason = _last_error(done.stderr or done.stdout)
-        raise PeerError(f"the peers' environment cannot be made in {str(folder)!r}: {reason}")
+    pip = (python, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check")
+    for command in (
+        (sys.executable, "-m", "venv", str(folder)),
+        (*pip, *PACKAGES),
+        (*pip, "--no-deps", *WITHOUT_DEPENDENCIES),
+        (python, "-I", "-c", "import pyreft, pyvene, steering_vectors"),
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode:
+            raise OSError(_last_error(done.stderr or done.stdout))
 
 
 def _last_error(text: str) -> str:
@@ -112,35 +97,26 @@ def peer_worker(python: Path, threads: int = 2, timeout: float = 600) -> Iterato
         PeerError: it cannot be started. `ask` raises it where a request fails, after which more can be asked, and where
             one takes over `timeout` seconds, after which the process is gone.
     """
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(threads),
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+    command = [
+        str(python),
+        "-I",
+        str(Path(__file__).with_name("peer_worker.py")),
+    ]  # -I: this project is not on its path
+    own = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "utf-8"}
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         try:
-            process = subprocess.Popen(  # isolated (-I): neither this project nor PYTHONPATH is on its path
-                [str(python), "-I", str(WORKER)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                encoding="utf-8",
-                env=environment,
-            )
+            process = subprocess.Popen(command, **pipes, stderr=errors, env=os.environ | own)
         except OSError as err:
             raise PeerError(f"the peers' process did not start: {err.strerror or err}") from err
-        requests, answers = process.stdin, process.stdout
-        assert requests is not None
-        assert answers is not None
 
         def ask(do: str, **request: Any) -> dict[str, Any]:
             begin = time.monotonic()
             limit = threading.Timer(timeout, process.kill)
             limit.start()
             try:
-                print(json.dumps({"do": do, **request}), file=requests, flush=True)
-                line = answers.readline()
+                print(json.dumps({"do": do, **request}), file=process.stdin, flush=True)
+                line = process.stdout.readline()
             except OSError:
                 line = ""
             finally:
@@ -159,67 +135,34 @@ def peer_worker(python: Path, threads: int = 2, timeout: float = 600) -> Iterato
         try:
             yield ask
         finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            with contextlib.suppress(OSError):
-                requests.close()
-            answers.close()
+            process.kill()
+            with contextlib.suppress(OSError):  # what a process that died never read
+                process.communicate()
 
 
-def beft_step(
-    source: str | Path | PreTrainedModel, prompts: Ids, answers: Ids, layer: int = 10, rate: float = 1e-2
-) -> Step:
-    """PEFT's BEFT: a learned bias on one layer's MLP output, at all positions of prompt and answer.
+def peft_step(name: str, model: str, prompts: Ids, answers: Ids) -> Callable[[], float]:
+    """A training step of PEFT on a model of its own, at all positions of prompt and answer.
 
-    `source` is a folder, or a model that may be changed.
+    BEFT learns a bias on one layer's MLP output, LoRA low-rank changes of all layers' query and value projections.
     """
-    from peft import BeftConfig
+    from peft import BeftConfig, LoraConfig, get_peft_model
 
-    config = BeftConfig(task_type="CAUSAL_LM", target_modules=rf".*\.layers\.{layer}\.mlp\.down_proj")
-    return _peft_step(source, config, prompts, answers, rate)
-
-
-def lora_step(
-    source: str | Path | PreTrainedModel, prompts: Ids, answers: Ids, rank: int = 4, rate: float = 1e-3
-) -> Step:
-    """PEFT's LoRA on the query and value projections of all layers. `source` as for `beft_step`."""
-    from peft import LoraConfig
-
-    config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj"])
-    return _peft_step(source, config, prompts, answers, rate)
-
-
-def _peft_step(source: str | Path | PreTrainedModel, config: Any, prompts: Ids, answers: Ids, rate: float) -> Step:
-    from peft import get_peft_model
-
+    config: Any = BeftConfig(task_type="CAUSAL_LM", target_modules=r".*\.layers\.10\.mlp\.down_proj")
+    rate = 1e-2
+    if name != "PEFT BEFT":
+        config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
+        rate = 1e-3
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that this bias cannot be merged, and of PEFT's calls into transformers
-        model = get_peft_model(_model(source), config).train()
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(learned, lr=rate)
+        llm: Any = get_peft_model(load_model(model).llm, config).train()
+    optimizer = torch.optim.Adam([weight for weight in llm.parameters() if weight.requires_grad], lr=rate)
     batch = right_padded(prompts, answers)
 
     def step() -> float:
-        loss = model(**batch, use_cache=False).loss
+        loss = llm(**batch, use_cache=False).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         return float(loss.item())
 
     return step
-
-
-def plain_loss(source: str | Path | PreTrainedModel, prompts: Ids, answers: Ids) -> float:
-    """The untouched model's mean loss per answer token: every rival's first loss is this."""
-    with torch.no_grad():
-        return float(_model(source)(**right_padded(prompts, answers), use_cache=False).loss.item())
-
-
-def _model(source: str | Path | PreTrainedModel) -> Any:
-    if isinstance(source, PreTrainedModel):
-        return source
-    return load_model(source).llm
