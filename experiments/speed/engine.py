@@ -12,7 +12,6 @@ few-shot, and auto-TASK for 8 tasks. `ours` and `rival` are medians in `unit`; `
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import logging
 import os
@@ -25,8 +24,8 @@ from pathlib import Path
 import torch
 from inference import extraction_rows, few_shot_rows, generation_rows, grid_rows
 from learning import AUTO_TASKS, ROUNDS, auto_means, auto_rows, growth_rows, step_rows
-from measuring import RESULTS, Bench, Row, picture
-from peers import Ask, PeerError, peer_worker, peers_python
+from measuring import RESULTS, Row, picture
+from peers import Bench, PeerError, start_peers
 
 import laai
 from laai.default_model import default_model_folder
@@ -36,17 +35,15 @@ from laai.files import write_json
 def sections(quick: bool) -> dict[str, Callable[[Bench], list[Row]]]:
     """What is measured, by name, in order."""
     made: dict[str, Callable[[Bench], list[Row]]] = {
-        f"step-{tokens}": partial(step_rows, tokens=tokens) for tokens in ROUNDS
-    }
-    made |= {
+        **{f"step-{tokens}": partial(step_rows, tokens=tokens) for tokens in ROUNDS},
         "growth": growth_rows,
         "extraction-shared": partial(extraction_rows, shared=True),
         "extraction-drawn": partial(extraction_rows, shared=False),
         "generation": generation_rows,
         "few-shot": few_shot_rows,
         "grid": grid_rows,
+        **{f"auto-{task}": partial(auto_rows, task=task) for task in AUTO_TASKS},
     }
-    made |= {f"auto-{task}": partial(auto_rows, task=task) for task in AUTO_TASKS}
     long = {"step-1024", "growth", *(f"auto-{task}" for task in AUTO_TASKS[1:])}
     return {name: section for name, section in made.items() if not (quick and name in long)}
 
@@ -76,32 +73,23 @@ def main() -> None:
         if name in (options.only or [name]) and (options.again or name not in done)
     }
     facts = {"base_model": "default", "torch": torch.__version__, "threads": kept.get("threads", {})}
-    with contextlib.ExitStack() as stack:
-        if missing:
-            ask = None if options.quick else peers(options.peers, options.threads, stack)
-            bench = Bench(laai.load_model("default"), ask, options.quick)
-        for name, section in missing.items():
-            print(f"measuring {name} ...", file=sys.stderr, flush=True)
-            done[name] = section(bench)
-            facts["threads"][name] = options.threads
-            for row in done[name]:
-                print(f"  {ratio_text(row):>8s}  {row['name']}", file=sys.stderr, flush=True)
-            write_json(path, facts | {"rows": all_rows(done), "sections": done})
+    ask = None
+    if missing and not options.quick and options.peers != "off":
+        try:
+            ask = start_peers(default_model_folder(), options.threads, options.peers and Path(options.peers))
+        except PeerError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    if missing:
+        bench = Bench(laai.load_model("default"), ask, options.quick)
+    for name, section in missing.items():
+        print(f"measuring {name} ...", file=sys.stderr, flush=True)
+        done[name] = section(bench)
+        facts["threads"][name] = options.threads
+        for row in done[name]:
+            print(f"  {ratio_text(row):>8s}  {row['name']}", file=sys.stderr, flush=True)
+        write_json(path, facts | {"rows": all_rows(done), "sections": done})
     print(table(all_rows(done)))
     draw(all_rows(done), options.plot or path.with_suffix(".png"))
-
-
-def peers(folder: str | None, threads: int, stack: contextlib.ExitStack) -> Ask | None:
-    """The function that asks the other libraries' process; None, and one line that says why, without one."""
-    if folder == "off":
-        return None
-    try:
-        ask = stack.enter_context(peer_worker(peers_python(Path(folder) if folder else None), threads, timeout=1800))
-        ask("load", model=str(default_model_folder()), threads=threads)
-    except PeerError as error:
-        print(f"left out: {error}", file=sys.stderr)
-        return None
-    return ask
 
 
 def all_rows(done: dict[str, list[Row]]) -> list[Row]:

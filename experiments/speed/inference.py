@@ -1,4 +1,4 @@
-"""Rows of `engine.py` on extraction, sweeps, generation and few-shot evaluation."""
+"""Rows of `engine.py` on extraction, sweeps, generation and few-shot evaluation, and the prompts of all rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from measuring import Bench, Row, Tasks, faster, in_turn, over_first, prompts_of_length, relative
+from measuring import Row, Tasks, faster, in_turn, over_first, relative
+from peers import Bench
 
 import cast
 import laai
@@ -24,6 +25,26 @@ from laai.sweep import sweep
 
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
 AT_ONCE = 25  # prompts in a batch
+
+
+def prompts_of_length(model: LanguageModel, tokens: int, count: int) -> list[Prompt]:
+    """Real prompts of exactly `tokens` tokens with their answers: a query behind as much of other examples as fits.
+
+    Every prompt has other examples before its query, so that no two share a beginning. Answers have one token and a
+    terminator.
+    """
+    table = laai.load_task("antonym")
+    template = Template(model.tokenizer, table)
+    encoded = [template.encode(e.input, answer=e.output) for e in table.examples]
+    shots = table.examples[-120:]
+    made = []
+    for i, prompt in enumerate([p for p in encoded if len(p.answer) == 2 and len(p.prompt) <= 12][:count]):
+        turn = 7 * i % len(shots)
+        before = template.encode("", [*shots[turn:], *shots[:turn]]).prompt
+        made.append(Prompt((*before[: tokens - len(prompt.prompt)], *prompt.prefix), prompt.suffix))
+        assert len(made[-1].prompt) == tokens, "not enough text for prompts of this length"
+    assert len(made) == count
+    return made
 
 
 def extraction_rows(bench: Bench, shared: bool, shots: int = 5) -> list[Row]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import sys
 from collections.abc import Callable
 from functools import partial
 
 import lightning.pytorch as pl
 import psutil
-import torch
-from measuring import Bench, Row, Tasks, faster, in_turn, over_first, peak_above, prompts_of_length, relative, timed
-from peers import PEFT, peft_step
+from inference import prompts_of_length
+from measuring import Row, Tasks, faster, in_turn, over_first, relative, timed
+from peer_worker import adam_step, reset_peak, resident
+from peers import PEFT, Bench, peft_step
 
 import laai
 from laai.data import FewShotDataModule, encode_training
@@ -34,21 +37,15 @@ AUTO_TASKS = (
 
 def our_step(
     model: LanguageModel, prompts: list[Prompt], prefix_cache: PrefixBudget
-) -> tuple[SteeredLM, Callable[[], None], float]:
-    """A training step of one residual vector at the last prompt token: forward, backward, Adam.
+) -> tuple[SteeredLM, Callable[[], float], float]:
+    """A training step of one residual vector at the last prompt token.
 
     With the engine (`auto`) its first step is taken and timed, with the prefix pass and the comparison with a whole
     forward; else nan.
     """
     batch = collate(prompts, 0)
     steered = SteeredLM(model.llm, Intervention.zeros(model, "residual", [LAYER]), prefix_cache)
-    optimizer = torch.optim.Adam(steered.intervention.parameters(), lr=1e-2)
-
-    def step() -> None:
-        torch.autograd.backward(mean_nll(steered(batch).nll, batch.labels))
-        optimizer.step()
-        optimizer.zero_grad()
-
+    step = adam_step(steered.intervention.parameters(), 1e-2, lambda: mean_nll(steered(batch).nll, batch.labels))
     if prefix_cache == "off":
         return steered, step, float("nan")
     first, _ = timed(step)
@@ -89,10 +86,10 @@ def rival_steps(bench: Bench, prompts: list[Prompt]) -> Tasks:
 
     def fits(name: str, short_megabytes: float) -> bool:
         needs = short_megabytes * tokens / 128
-        room = 0.85 * psutil.virtual_memory().available / 1e6  # the system needs some to stay well
-        if needs > room:
-            print(f"left out: {name} at {tokens} tokens, which needs about {needs / 1000:.0f} GB", file=sys.stderr)
-        return needs <= room
+        if needs <= 0.85 * psutil.virtual_memory().available / 1e6:  # the system needs some to stay well
+            return True
+        print(f"left out: {name} at {tokens} tokens, which needs about {needs / 1000:.0f} GB", file=sys.stderr)
+        return False
 
     for name in PEFT:
         make = partial(peft_step, name, bench.model.name)
@@ -115,6 +112,19 @@ def rival_steps(bench: Bench, prompts: list[Prompt]) -> Tasks:
 def token_lists(prompts: list[Prompt]) -> tuple[list[list[int]], list[list[int]]]:
     """The ids of prompts and of their answers."""
     return [list(p.prompt) for p in prompts], [list(p.answer) for p in prompts]
+
+
+def peak_above(task: Callable[[], object]) -> float:
+    """Megabytes of resident memory that a call needs above what there was before it, at least 1 (Linux; else nan)."""
+    try:
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # else memory that was freed before would hide what is needed now
+        reset_peak()
+        before = resident("VmRSS:")
+        task()
+        return max(resident("VmHWM:") - before, 1e6) / 1e6
+    except OSError:
+        return float("nan")
 
 
 def growth_rows(bench: Bench) -> list[Row]:

@@ -1,33 +1,16 @@
-"""What the benchmarks share: rows, timing in turn, peak memory, prompts of a wanted length, pictures."""
+"""What the benchmarks share: rows, timing in turn, pictures."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
-
-from peer_worker import resident, reset_peak
-from peers import Ask
-
-import laai
-from laai.models import LanguageModel
-from laai.prompts import Prompt, Template
+from typing import Any, TypedDict
 
 RESULTS = Path(__file__).parents[1] / "results"
 Tasks = dict[str, Callable[[], Any]]
-
-
-class Bench(NamedTuple):
-    """What is measured: the model, the other libraries' process (None without one), and whether in short."""
-
-    model: LanguageModel
-    ask: Ask | None
-    quick: bool
 
 
 class Row(TypedDict):
@@ -40,20 +23,27 @@ class Row(TypedDict):
     unit: str
 
 
-def faster(name: str, ours: float, rival: float, unit: str) -> Row:
-    """A row whose ratio tells how many times the rival's cost is ours."""
-    return {"name": name, "ours": ours, "rival": rival, "ratio": rival / ours, "unit": unit}
-
-
 def relative(name: str, ours: float, rival: float, unit: str) -> Row:
     """A row whose ratio is our cost in units of the other."""
     return {"name": name, "ours": ours, "rival": rival, "ratio": ours / rival if rival else None, "unit": unit}
+
+
+def faster(name: str, ours: float, rival: float, unit: str) -> Row:
+    """A row whose ratio tells how many times the rival's cost is ours."""
+    return relative(name, ours, rival, unit) | {"ratio": rival / ours}
 
 
 def over_first(name: str, costs: Mapping[str, float], unit: str) -> list[Row]:
     """A row for each rival (`{}` in `name`) of the first of `costs`, which is ours."""
     (_, ours), *rivals = costs.items()
     return [faster(name.format(rival), ours, cost, unit) for rival, cost in rivals]
+
+
+def timed(task: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of one call, and what it gave."""
+    began = time.perf_counter()
+    found = task()
+    return time.perf_counter() - began, found
 
 
 def in_turn(tasks: Tasks, rounds: int, warm: bool = True) -> tuple[dict[str, float], dict[str, Any]]:
@@ -65,46 +55,6 @@ def in_turn(tasks: Tasks, rounds: int, warm: bool = True) -> tuple[dict[str, flo
             seconds, found[name] = timed(task)
             times[name].append(seconds)
     return {name: statistics.median(values[warm:]) for name, values in times.items()}, found
-
-
-def timed(task: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds of one call, and what it gave."""
-    began = time.perf_counter()
-    found = task()
-    return time.perf_counter() - began, found
-
-
-def peak_above(task: Callable[[], object]) -> float:
-    """Megabytes of resident memory that a call needs above what there was before it, at least 1 (Linux; else nan)."""
-    try:
-        gc.collect()
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # else memory that was freed before would hide what is needed now
-        reset_peak()
-        before = resident("VmRSS:")
-        task()
-        return max(resident("VmHWM:") - before, 1e6) / 1e6
-    except OSError:
-        return float("nan")
-
-
-def prompts_of_length(model: LanguageModel, tokens: int, count: int, task: str = "antonym") -> list[Prompt]:
-    """Real prompts of exactly `tokens` tokens with their answers: a query behind as much of other examples as fits.
-
-    Every prompt has other examples before its query, so that no two share a beginning. Answers have one token and a
-    terminator.
-    """
-    table = laai.load_task(task)
-    template = Template(model.tokenizer, table)
-    encoded = [template.encode(e.input, answer=e.output) for e in table.examples]
-    shots = table.examples[-120:]
-    made = []
-    for i, prompt in enumerate([p for p in encoded if len(p.answer) == 2 and len(p.prompt) <= 12][:count]):
-        turn = 7 * i % len(shots)
-        before = template.encode("", [*shots[turn:], *shots[:turn]]).prompt
-        made.append(Prompt((*before[: tokens - len(prompt.prompt)], *prompt.prefix), prompt.suffix))
-        assert len(made[-1].prompt) == tokens, "not enough text for prompts of this length"
-    assert len(made) == count
-    return made
 
 
 @contextlib.contextmanager

@@ -19,33 +19,50 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 IGNORE = -100
+Ids = Sequence[Sequence[int]]
 Answer = dict[str, Any]
 _state: dict[str, Any] = {}  # the loaded `model` and `tokenizer`, and the `step` that was set up
 
 
-def right_padded(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad: int = 0) -> dict[str, Tensor]:
+def right_padded(prompts: Ids, answers: Ids) -> dict[str, Tensor]:
     """Prompt and answer in one row each, padded on the right, labels on the answers only: what collators make.
 
     `position_ids` count from 0 in every row, which is what models assume where they are not given.
     """
-    rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-    labels = [[IGNORE] * len(prompt) + list(answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    width = max(map(len, rows))
+    pairs = list(zip(prompts, answers, strict=True))
+    rows = [torch.tensor([*prompt, *answer]) for prompt, answer in pairs]
+    labels = [torch.tensor([*[IGNORE] * len(prompt), *answer]) for prompt, answer in pairs]
+    ids = pad_sequence(rows, batch_first=True)
     return {
-        "input_ids": torch.tensor([row + [pad] * (width - len(row)) for row in rows]),
-        "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
-        "position_ids": torch.arange(width).expand(len(rows), -1),
-        "labels": torch.tensor([label + [IGNORE] * (width - len(label)) for label in labels]),
+        "input_ids": ids,
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
+        "position_ids": torch.arange(ids.shape[1]).expand(len(rows), -1),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE),
     }
+
+
+def adam_step(weights: Iterable[Tensor], rate: float, loss_of: Callable[[], Tensor]) -> Callable[[], float]:
+    """A training step of any library: forward, backward, Adam; it gives the loss."""
+    optimizer = torch.optim.Adam([weight for weight in weights if weight.requires_grad], lr=rate)
+
+    def step() -> float:
+        loss = loss_of()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
 
 
 def main() -> None:
@@ -63,95 +80,65 @@ def main() -> None:
 
 
 def load(model: str, threads: int = 2) -> Answer:
-    """Read the model from a folder in fp32."""
+    """Read the model and its tokenizer from a folder that transformers 5 wrote, in fp32."""
     torch.set_num_threads(threads)
-    folder = Path(model)
-    options = {"dtype": torch.float32, "use_safetensors": True}
-    loader: Any = transformers.AutoModelForCausalLM
     _state.clear()
-    _state["model"] = loader.from_pretrained(folder, config=read_config(folder), **options).eval()
-    _state["tokenizer"] = read_tokenizer(folder)
-    return {}
-
-
-def read_config(folder: Path) -> Any:
-    """The model's config, with what transformers 5 writes of the rotary embedding in the names that 4 reads.
-
-    Transformers 4 passes over `rope_parameters` in silence and takes a base of 10,000, which is another model.
-    """
-    config: Any = transformers.AutoConfig.from_pretrained(folder)
-    rope = json.loads((folder / "config.json").read_text()).get("rope_parameters")
+    library: Any = transformers
+    config = library.AutoConfig.from_pretrained(model)
+    # Transformers 4 passes over `rope_parameters` in silence and takes a base of 10,000, which is another model.
+    rope = json.loads(Path(model, "config.json").read_text()).get("rope_parameters")
     if rope:
         config.rope_theta = rope["rope_theta"]
         if rope.get("rope_type", "default") != "default":
             config.rope_scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
-    return config
-
-
-def read_tokenizer(folder: Path) -> Any:
-    """The fast tokenizer from its own file: transformers 4 does not know the class that transformers 5 names."""
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    names = ("bos_token", "eos_token", "pad_token", "unk_token")
-    special = {name: settings[name] for name in names if name in settings}
-    kind: Any = transformers.PreTrainedTokenizerFast
-    return kind(tokenizer_file=str(folder / "tokenizer.json"), padding_side="right", **special)
+    options = {"config": config, "dtype": torch.float32, "use_safetensors": True}
+    _state["model"] = library.AutoModelForCausalLM.from_pretrained(model, **options).eval()
+    # Transformers 4 does not know the class of tokenizer that transformers 5 names; its own file says enough.
+    settings = json.loads(Path(model, "tokenizer_config.json").read_text())
+    special = {
+        name: settings[name] for name in ("bos_token", "eos_token", "pad_token", "unk_token") if name in settings
+    }
+    file = str(Path(model, "tokenizer.json"))
+    _state["tokenizer"] = library.PreTrainedTokenizerFast(tokenizer_file=file, padding_side="right", **special)
+    return {}
 
 
 def setup(layer: int, prompts: list[list[int]], answers: list[list[int]]) -> Answer:
-    """Make pyreft's training step on one batch, from a vector of zeros; gives the plain model's loss to start from."""
+    """Make pyreft's step: one additive vector, from zero, on the block output at the last prompt token.
+
+    None of pyreft's own interventions is a plain bias: `LobireftIntervention` (h + Rᵀb) comes nearest, but makes R
+    orthogonal in every forward. So this is one of our own, made as pyreft's documentation shows; it can only be faster.
+    The call is that of `ReftTrainer.compute_loss`, without its Trainer (transformers 4.46 added an argument that it
+    does not take) and with `use_cache=False`, which spares it a cache that nobody reads.
+
+    Gives the plain model's loss, which is that of the first step.
+    """
     with contextlib.suppress(OSError):
         reset_peak()
     torch.manual_seed(0)
     model, batch = _state["model"], right_padded(prompts, answers)
     with torch.no_grad():
         plain = model(**batch, use_cache=False).loss.item()
-    _state["step"] = pyreft_step(model, layer, prompts, batch)
-    return {"loss": plain}
-
-
-def step() -> Answer:
-    """One whole training step: forward, backward, Adam."""
-    return {"loss": _state["step"]()}
-
-
-def pyreft_step(
-    model: Any, layer: int, prompts: list[list[int]], batch: dict[str, Tensor], rate: float = 1e-2
-) -> Callable[[], float]:
-    """pyreft with one additive vector on the block output at the last prompt token.
-
-    None of pyreft's own interventions is a plain bias: `LobireftIntervention` (h + Rᵀb) comes nearest, but makes R
-    orthogonal in every forward. So this is one of our own, made as pyreft's documentation shows; it can only be faster.
-    The call is that of `ReftTrainer.compute_loss`, without its Trainer (transformers 4.46 added an argument that it
-    does not take) and with `use_cache=False`, which spares it a cache that nobody reads.
-    """
     pyreft: Any = importlib.import_module("pyreft")
-    representation = {
-        "layer": layer,
-        "component": "block_output",
-        "low_rank_dimension": 1,
-        "intervention": bias_intervention()(embed_dim=model.config.hidden_size, low_rank_dimension=1),
-    }
-    reft = pyreft.get_reft_model(model, pyreft.ReftConfig(representations=[representation]))
-    optimizer = torch.optim.Adam(reft.get_trainable_parameters(), lr=rate)
+    bias = bias_intervention()(embed_dim=model.config.hidden_size, low_rank_dimension=1)
+    place = {"layer": layer, "component": "block_output", "low_rank_dimension": 1, "intervention": bias}
+    reft = pyreft.get_reft_model(model, pyreft.ReftConfig(representations=[place]))
     # (interventions, examples, positions). pyreft's own collators do not move locations by the padding, so they are
     # right under padding on the right only.
-    places = {"sources->base": (None, [[[len(prompt) - 1] for prompt in prompts]])}
+    at = {"sources->base": (None, [[[len(prompt) - 1] for prompt in prompts]])}
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
 
-    def run() -> float:
-        _, output = reft(inputs, unit_locations=places, labels=batch["labels"], use_cache=False)
-        output.loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return float(output.loss.item())
+    def loss() -> Tensor:
+        found: Tensor = reft(inputs, unit_locations=at, labels=batch["labels"], use_cache=False)[1].loss
+        return found
 
-    return run
+    _state["step"] = adam_step(reft.get_trainable_parameters(), 1e-2, loss)
+    return {"loss": plain}
 
 
 def bias_intervention() -> Any:
     """The class h + b, b from zero; built by hand, because its bases are known at run time only."""
     pyvene: Any = importlib.import_module("pyvene")
-    names = ("SourcelessIntervention", "TrainableIntervention", "DistributedRepresentationIntervention")
 
     def init(self: Any, **options: Any) -> None:
         super(kind, self).__init__(**options, keep_last_dim=True)
@@ -161,9 +148,15 @@ def bias_intervention() -> Any:
         steered: Tensor = base + self.bias
         return steered
 
+    names = ("SourcelessIntervention", "TrainableIntervention", "DistributedRepresentationIntervention")
     bases = tuple(getattr(pyvene, name) for name in names)
     kind: Any = type("BiasIntervention", bases, {"__init__": init, "forward": forward})
     return kind
+
+
+def step() -> Answer:
+    """One whole training step: forward, backward, Adam."""
+    return {"loss": _state["step"]()}
 
 
 def extract(positive: list[str], negative: list[str], batch_size: int = 1) -> Answer:
@@ -186,12 +179,9 @@ def resident(field: str) -> int:
 
 
 def peak_rss() -> int:
-    """Peak resident memory in bytes since the last `setup` began (since the start where not on Linux).
-
-    Linux hands `ru_maxrss` on from the parent process, which holds a model of its own; VmHWM is this process's.
-    """
+    """Peak resident memory in bytes since the last `setup` began (since the start where not on Linux)."""
     try:
-        return resident("VmHWM:")
+        return resident("VmHWM:")  # Linux hands `ru_maxrss` on from the parent process, which holds a model of its own
     except OSError:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024

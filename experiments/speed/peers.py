@@ -6,28 +6,26 @@ demand, and in a process that takes its steps when asked (`peer_worker.py`). PEF
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from filelock import FileLock
-from peer_worker import right_padded
+from peer_worker import Ids, adam_step, right_padded
 
 from laai.default_model import cache_folder
-from laai.models import load_model
+from laai.models import LanguageModel, load_model
 
-Ids = Sequence[Sequence[int]]
 Ask = Callable[..., dict[str, Any]]
 PACKAGES = (
     *("torch==2.13.0", "transformers==4.57.6", "huggingface-hub<1", "datasets<4.5"),
@@ -35,29 +33,36 @@ PACKAGES = (
 )
 # With what they depend on (jupyter, wandb, ydata-profiling, ...), pip does not finish; they import none of it.
 WITHOUT_DEPENDENCIES = ("pyreft==0.1.0", "pyvene==0.1.8")
-INSTALLED = json.dumps({"packages": PACKAGES, "without_dependencies": WITHOUT_DEPENDENCIES}, indent=1)
 PEFT = ("PEFT BEFT", "PEFT LoRA r=4")
+
+
+class Bench(NamedTuple):
+    """What is measured: the model, the other libraries' process (None without one), and whether in short."""
+
+    model: LanguageModel
+    ask: Ask | None
+    quick: bool
 
 
 class PeerError(RuntimeError):
     """A rival cannot be measured here; the message is one line."""
 
 
-def peers_python(folder: Path | None = None) -> Path:
-    """The Python of the peers' environment, made in `folder` if need be (default: in this project's cache folder).
+def peers_python(folder: Path) -> Path:
+    """The Python of the peers' environment, made in `folder` if need be.
 
     Raises:
         PeerError: it cannot be made: no connection, no room, or a folder that holds something else.
     """
-    folder = (folder or cache_folder() / "bench-peers").expanduser().absolute()
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     marker = folder / "peers.json"  # written last: what was installed
+    wanted = json.dumps({"packages": PACKAGES, "without_dependencies": WITHOUT_DEPENDENCIES}, indent=1)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f"{folder.name}.lock")):
-            if not (python.exists() and marker.is_file() and marker.read_text(errors="replace") == INSTALLED):
+            if not (python.exists() and marker.is_file() and marker.read_text(errors="replace") == wanted):
                 _make(folder, str(python))
-                marker.write_text(INSTALLED)
+                marker.write_text(wanted)
     except OSError as err:
         raise PeerError(f"the peers' environment cannot be made in {str(folder)!r}: {err.strerror or err}") from err
     return python
@@ -87,57 +92,59 @@ def _last_error(text: str) -> str:
     return shown.removeprefix("ERROR: ")[:300]
 
 
-@contextlib.contextmanager
-def peer_worker(python: Path, threads: int = 2, timeout: float = 600) -> Iterator[Ask]:
-    """Start the peers' process and give the function that asks it: `ask("step")`, `ask("load", model=..., threads=2)`.
+def start_peers(model: Path, threads: int, folder: Path | None = None, timeout: float = 1800) -> Ask:
+    """Start the peers' process, which ends with this one, and load the model: gives the function that asks it.
 
-    The requests are those of `peer_worker.py`. The process ends with the context, and with this process.
+    The requests are those of `peer_worker.py`: `ask("step")`, `ask("extract", positive=..., negative=...)`.
+
+    Args:
+        model: its folder.
+        threads: of torch there.
+        folder: of the peers' environment (default: in this project's cache folder).
+        timeout: seconds that a request may take.
 
     Raises:
         PeerError: it cannot be started. `ask` raises it where a request fails, after which more can be asked, and where
             one takes over `timeout` seconds, after which the process is gone.
     """
-    command = [
-        str(python),
-        "-I",
-        str(Path(__file__).with_name("peer_worker.py")),
-    ]  # -I: this project is not on its path
+    python = peers_python((folder or cache_folder() / "bench-peers").expanduser().absolute())
+    # Isolated (-I): neither this project nor PYTHONPATH is on its path.
+    command = [str(python), "-I", str(Path(__file__).with_name("peer_worker.py"))]
     own = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "utf-8"}
-    with tempfile.TemporaryFile("w+", errors="replace") as errors:
-        try:
-            process = subprocess.Popen(command, **pipes, stderr=errors, env=os.environ | own)
-        except OSError as err:
-            raise PeerError(f"the peers' process did not start: {err.strerror or err}") from err
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    try:
+        process: Any = subprocess.Popen(command, **pipes, encoding="utf-8", errors="replace", env=os.environ | own)
+    except OSError as err:
+        raise PeerError(f"the peers' process did not start: {err.strerror or err}") from err
+    atexit.register(process.kill)
+    said: deque[str] = deque(maxlen=100)  # the last lines on stderr
+    listener = threading.Thread(target=said.extend, args=(process.stderr,), daemon=True)
+    listener.start()
 
-        def ask(do: str, **request: Any) -> dict[str, Any]:
-            begin = time.monotonic()
-            limit = threading.Timer(timeout, process.kill)
-            limit.start()
-            try:
-                print(json.dumps({"do": do, **request}), file=process.stdin, flush=True)
-                line = process.stdout.readline()
-            except OSError:
-                line = ""
-            finally:
-                limit.cancel()
-            if not line:
-                code = process.wait()
-                if time.monotonic() - begin >= timeout:
-                    raise PeerError(f"the peers' process was stopped at {do!r}: it took over {timeout:g} s")
-                errors.seek(0)
-                raise PeerError(f"the peers' process ended at {do!r} (code {code}): {_last_error(errors.read())}")
-            answer: dict[str, Any] = json.loads(line)
-            if "error" in answer:
-                raise PeerError(f"the peers' process failed at {do!r}: {answer['error']}")
-            return answer
-
+    def ask(do: str, **request: Any) -> dict[str, Any]:
+        begin = time.monotonic()
+        limit = threading.Timer(timeout, process.kill)
+        limit.start()
         try:
-            yield ask
+            print(json.dumps({"do": do, **request}), file=process.stdin, flush=True)
+            line = process.stdout.readline()
+        except OSError:
+            line = ""
         finally:
-            process.kill()
-            with contextlib.suppress(OSError):  # what a process that died never read
-                process.communicate()
+            limit.cancel()
+        if not line:
+            code = process.wait()
+            if time.monotonic() - begin >= timeout:
+                raise PeerError(f"the peers' process was stopped at {do!r}: it took over {timeout:g} s")
+            listener.join()
+            raise PeerError(f"the peers' process ended at {do!r} (code {code}): {_last_error(''.join(said))}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise PeerError(f"the peers' process failed at {do!r}: {answer['error']}")
+        return answer
+
+    ask("load", model=str(model), threads=threads)
+    return ask
 
 
 def peft_step(name: str, model: str, prompts: Ids, answers: Ids) -> Callable[[], float]:
@@ -147,22 +154,14 @@ def peft_step(name: str, model: str, prompts: Ids, answers: Ids) -> Callable[[],
     """
     from peft import BeftConfig, LoraConfig, get_peft_model
 
-    config: Any = BeftConfig(task_type="CAUSAL_LM", target_modules=r".*\.layers\.10\.mlp\.down_proj")
-    rate = 1e-2
+    config: BeftConfig | LoraConfig = BeftConfig(
+        task_type="CAUSAL_LM", target_modules=r".*\.layers\.10\.mlp\.down_proj"
+    )
     if name != "PEFT BEFT":
         config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
-        rate = 1e-3
+    rate = 1e-2 if name == "PEFT BEFT" else 1e-3
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that this bias cannot be merged, and of PEFT's calls into transformers
         llm: Any = get_peft_model(load_model(model).llm, config).train()
-    optimizer = torch.optim.Adam([weight for weight in llm.parameters() if weight.requires_grad], lr=rate)
     batch = right_padded(prompts, answers)
-
-    def step() -> float:
-        loss = llm(**batch, use_cache=False).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return float(loss.item())
-
-    return step
+    return adam_step(llm.parameters(), rate, lambda: llm(**batch, use_cache=False).loss)
