@@ -69,7 +69,8 @@ def main() -> None:
     """Answer requests until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print must not come between the answers
-    commands: dict[str, Callable[..., Answer]] = {"load": load, "setup": setup, "step": step, "extract": extract}
+    commands: dict[str, Callable[..., Answer]] = {"load": load, "setup": setup, "extract": extract}
+    commands["step"] = lambda: {"loss": _state["step"]()}
     for line in sys.stdin:
         try:
             request = json.loads(line)
@@ -84,9 +85,10 @@ def load(model: str, threads: int = 2) -> Answer:
     torch.set_num_threads(threads)
     _state.clear()
     library: Any = transformers
+    folder = Path(model)
     config = library.AutoConfig.from_pretrained(model)
     # Transformers 4 passes over `rope_parameters` in silence and takes a base of 10,000, which is another model.
-    rope = json.loads(Path(model, "config.json").read_text()).get("rope_parameters")
+    rope = json.loads((folder / "config.json").read_text()).get("rope_parameters")
     if rope:
         config.rope_theta = rope["rope_theta"]
         if rope.get("rope_type", "default") != "default":
@@ -94,11 +96,11 @@ def load(model: str, threads: int = 2) -> Answer:
     options = {"config": config, "dtype": torch.float32, "use_safetensors": True}
     _state["model"] = library.AutoModelForCausalLM.from_pretrained(model, **options).eval()
     # Transformers 4 does not know the class of tokenizer that transformers 5 names; its own file says enough.
-    settings = json.loads(Path(model, "tokenizer_config.json").read_text())
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
     special = {
-        name: settings[name] for name in ("bos_token", "eos_token", "pad_token", "unk_token") if name in settings
+        name: settings[name] for name in settings if name in ("bos_token", "eos_token", "pad_token", "unk_token")
     }
-    file = str(Path(model, "tokenizer.json"))
+    file = str(folder / "tokenizer.json")
     _state["tokenizer"] = library.PreTrainedTokenizerFast(tokenizer_file=file, padding_side="right", **special)
     return {}
 
@@ -152,11 +154,6 @@ def bias_intervention() -> Any:
     bases = tuple(getattr(pyvene, name) for name in names)
     kind: Any = type("BiasIntervention", bases, {"__init__": init, "forward": forward})
     return kind
-
-
-def step() -> Answer:
-    """One whole training step: forward, backward, Adam."""
-    return {"loss": _state["step"]()}
 
 
 def extract(positive: list[str], negative: list[str], batch_size: int = 1) -> Answer:
