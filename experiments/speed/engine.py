@@ -51,9 +51,8 @@ def sections(quick: bool) -> dict[str, Callable[[Bench], list[Row]]]:
 def main() -> None:
     """Measure what is missing, then print the table and draw it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer examples, no other libraries, no 1024-token prompts"
-    )
+    shorter = "fewer examples, no other libraries, no 1024-token prompts"
+    parser.add_argument("--quick", action="store_true", help=shorter)
     parser.add_argument("--only", nargs="+", help="sections to measure")
     parser.add_argument("--again", action="store_true", help="measure sections that the file has already")
     parser.add_argument("--peers", default=None, help="folder of the other libraries' environment, or off")

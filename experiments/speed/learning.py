@@ -58,18 +58,17 @@ def step_rows(bench: Bench, tokens: int) -> list[Row]:
 
     `quick`: only ours and the full forward, and fewer rounds.
     """
-    model, quick = bench.model, bench.quick
+    model, _, quick = bench
     prompts = prompts_of_length(model, tokens, BATCH)
-    other = laai.load_model(model.name)  # each way has a model of its own, as vectors stay attached between steps
     engine, ours, first = our_step(model, prompts, "auto")
-    whole, full, _ = our_step(other, prompts, "off")
+    # Each way has a model of its own, as vectors stay attached between steps.
+    _, full, _ = our_step(laai.load_model(model.name), prompts, "off")
     tasks: Tasks = {"engine": ours, "full forward": full}
     if not quick:
         tasks |= rival_steps(bench, prompts)
     memory = {name: peak_above(task) for name, task in tasks.items() if name != "pyreft"}  # this warms up too
     seconds, _ = in_turn(tasks, 1 if quick else ROUNDS[tokens], warm=tokens < 1024 and not quick)
     engine.detach()
-    whole.detach()
     fit = first + 29 * seconds["engine"]
     return [
         *over_first(f"{{}} step / engine step, {tokens} tokens", seconds, "s"),
@@ -86,10 +85,10 @@ def rival_steps(bench: Bench, prompts: list[Prompt]) -> Tasks:
 
     def fits(name: str, short_megabytes: float) -> bool:
         needs = short_megabytes * tokens / 128
-        if needs <= 0.85 * psutil.virtual_memory().available / 1e6:  # the system needs some to stay well
-            return True
-        print(f"left out: {name} at {tokens} tokens, which needs about {needs / 1000:.0f} GB", file=sys.stderr)
-        return False
+        too_much = needs > 0.85 * psutil.virtual_memory().available / 1e6  # the system needs some to stay well
+        if too_much:
+            print(f"left out: {name} at {tokens} tokens, which needs about {needs / 1000:.0f} GB", file=sys.stderr)
+        return not too_much
 
     for name in PEFT:
         make = partial(peft_step, name, bench.model.name)
@@ -156,9 +155,10 @@ def auto_rows(bench: Bench, task: str, seed: int = 0) -> list[Row]:
         every = profile_layers(model, "residual", "last_prompt", prompts, rounds=[(depth, 30)], rate=0.03)
         fit("exhaustive", every.best)
 
+    middle = f"layer {depth // 3}, {task}"
     fixed, _ = timed(lambda: fit("fixed", depth // 3))
     auto, _ = timed(lambda: fit("auto", "auto"))
-    cost = relative(f"auto / one fit at layer {depth // 3}, {task}", auto, fixed, "s")
+    cost = relative(f"auto / one fit at {middle}", auto, fixed, "s")
     if bench.quick:
         return [cost]
     exhaustive, _ = timed(search)
@@ -169,7 +169,7 @@ def auto_rows(bench: Bench, task: str, seed: int = 0) -> list[Row]:
         cost,
         faster(f"search of every layer / auto, {task}", auto, exhaustive, "s"),
         relative(f"exact match of auto / of the search of every layer, {task}", exact["auto"], exact["exhaustive"], ""),
-        relative(f"exact match of auto / of layer {depth // 3}, {task}", exact["auto"], exact["fixed"], ""),
+        relative(f"exact match of auto / of {middle}", exact["auto"], exact["fixed"], ""),
     ]
 
 

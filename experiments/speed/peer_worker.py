@@ -1,14 +1,9 @@
 """Other libraries' training step and extraction, served from a Python environment of their own.
 
 They need an older transformers than this project's, so `peers.py` runs this file with that environment's Python. It
-answers JSON requests, one line each on stdin and stdout, so that a caller can take steps of several in turn:
-
-    {"do": "load", "model": FOLDER, "threads": 2}
-    {"do": "setup", "layer": 10, "prompts": [[ids], ...], "answers": [[ids], ...]}      pyreft on one batch
-    {"do": "step"}
-    {"do": "extract", "positive": [text, ...], "negative": [text, ...], "batch_size": 10}       by steering-vectors
-
-Every answer has `peak_rss` in bytes, or `error` in one line. It imports nothing of this project.
+answers requests, each the name of a function and its arguments, on a pipe (its number is the command line's one
+argument), so that a caller can take steps of several in turn. Every answer has `peak_rss` in bytes, or `error` in one
+line. It imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -16,10 +11,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import os
 import resource
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +62,17 @@ def adam_step(weights: Iterable[Tensor], rate: float, loss_of: Callable[[], Tens
 
 
 def main() -> None:
-    """Answer requests until stdin ends."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print must not come between the answers
-    commands: dict[str, Callable[..., Answer]] = {"load": load, "setup": setup, "extract": extract}
-    commands["step"] = lambda: {"loss": _state["step"]()}
-    for line in sys.stdin:
-        try:
-            request = json.loads(line)
-            answer = commands[request.pop("do")](**request)
-        except Exception as err:  # of whatever library: the caller decides what to leave out
-            answer = {"error": " ".join(f"{type(err).__name__}: {err}".split())[:300]}
-        print(json.dumps(answer | {"peak_rss": peak_rss()}), file=answers, flush=True)
+    """Answer requests until the pipe ends."""
+    pipe: Connection[Answer, tuple[str, Answer]] = Connection(int(sys.argv[1]))
+    commands: dict[str, Callable[..., Answer]] = {"load": load, "setup": setup, "step": step, "extract": extract}
+    with contextlib.suppress(EOFError):
+        while True:
+            name, arguments = pipe.recv()
+            try:
+                answer = commands[name](**arguments)
+            except Exception as err:  # of whatever library: the caller decides what to leave out
+                answer = {"error": " ".join(f"{type(err).__name__}: {err}".split())[:300]}
+            pipe.send(answer | {"peak_rss": peak_rss()})
 
 
 def load(model: str, threads: int = 2) -> Answer:
@@ -129,12 +124,8 @@ def setup(layer: int, prompts: list[list[int]], answers: list[list[int]]) -> Ans
     # right under padding on the right only.
     at = {"sources->base": (None, [[[len(prompt) - 1] for prompt in prompts]])}
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-
-    def loss() -> Tensor:
-        found: Tensor = reft(inputs, unit_locations=at, labels=batch["labels"], use_cache=False)[1].loss
-        return found
-
-    _state["step"] = adam_step(reft.get_trainable_parameters(), 1e-2, loss)
+    run: Any = partial(reft, inputs, unit_locations=at, labels=batch["labels"], use_cache=False)
+    _state["step"] = adam_step(reft.get_trainable_parameters(), 1e-2, lambda: run()[1].loss)
     return {"loss": plain}
 
 
@@ -147,13 +138,17 @@ def bias_intervention() -> Any:
         self.bias = torch.nn.Parameter(torch.zeros(int(self.embed_dim)))
 
     def forward(self: Any, base: Tensor, source: None = None, subspaces: None = None) -> Tensor:
-        steered: Tensor = base + self.bias
-        return steered
+        return torch.add(base, self.bias)
 
     names = ("SourcelessIntervention", "TrainableIntervention", "DistributedRepresentationIntervention")
     bases = tuple(getattr(pyvene, name) for name in names)
     kind: Any = type("BiasIntervention", bases, {"__init__": init, "forward": forward})
     return kind
+
+
+def step() -> Answer:
+    """A training step of what was set up."""
+    return {"loss": _state["step"]()}
 
 
 def extract(positive: list[str], negative: list[str], batch_size: int = 1) -> Answer:
@@ -180,8 +175,7 @@ def peak_rss() -> int:
     try:
         return resident("VmHWM:")  # Linux hands `ru_maxrss` on from the parent process, which holds a model of its own
     except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections import deque
 from collections.abc import Callable
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +54,7 @@ def peers_python(folder: Path) -> Path:
     Raises:
         PeerError: it cannot be made: no connection, no room, or a folder that holds something else.
     """
-    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    python = folder / "bin" / "python"
     marker = folder / "peers.json"  # written last: what was installed
     wanted = json.dumps({"packages": PACKAGES, "without_dependencies": WITHOUT_DEPENDENCIES}, indent=1)
     try:
@@ -95,7 +95,7 @@ def _last_error(text: str) -> str:
 def start_peers(model: Path, threads: int, folder: Path | None = None, timeout: float = 1800) -> Ask:
     """Start the peers' process, which ends with this one, and load the model: gives the function that asks it.
 
-    The requests are those of `peer_worker.py`: `ask("step")`, `ask("extract", positive=..., negative=...)`.
+    The requests are the functions of `peer_worker.py`: `ask("step")`, `ask("extract", positive=..., negative=...)`.
 
     Args:
         model: its folder.
@@ -108,37 +108,33 @@ def start_peers(model: Path, threads: int, folder: Path | None = None, timeout: 
             one takes over `timeout` seconds, after which the process is gone.
     """
     python = peers_python((folder or cache_folder() / "bench-peers").expanduser().absolute())
-    # Isolated (-I): neither this project nor PYTHONPATH is on its path.
-    command = [str(python), "-I", str(Path(__file__).with_name("peer_worker.py"))]
     own = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    ours, theirs = Pipe()
+    # Isolated (-I): neither this project nor PYTHONPATH is on its path.
+    command = [str(python), "-I", str(Path(__file__).with_name("peer_worker.py")), str(theirs.fileno())]
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
     try:
-        process: Any = subprocess.Popen(command, **pipes, encoding="utf-8", errors="replace", env=os.environ | own)
+        process: Any = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=os.environ | own, **streams)
     except OSError as err:
         raise PeerError(f"the peers' process did not start: {err.strerror or err}") from err
+    theirs.close()
     atexit.register(process.kill)
-    said: deque[str] = deque(maxlen=100)  # the last lines on stderr
-    listener = threading.Thread(target=said.extend, args=(process.stderr,), daemon=True)
+    said: deque[str] = deque(maxlen=100)  # the last lines that it printed
+    listener = threading.Thread(target=said.extend, args=(process.stdout,), daemon=True)
     listener.start()
 
     def ask(do: str, **request: Any) -> dict[str, Any]:
-        begin = time.monotonic()
-        limit = threading.Timer(timeout, process.kill)
-        limit.start()
         try:
-            print(json.dumps({"do": do, **request}), file=process.stdin, flush=True)
-            line = process.stdout.readline()
-        except OSError:
-            line = ""
-        finally:
-            limit.cancel()
-        if not line:
-            code = process.wait()
-            if time.monotonic() - begin >= timeout:
+            ours.send((do, request))
+            if not ours.poll(timeout):
+                process.kill()
                 raise PeerError(f"the peers' process was stopped at {do!r}: it took over {timeout:g} s")
+            answer: dict[str, Any] = ours.recv()
+        except (OSError, EOFError) as err:
+            code = process.wait()
             listener.join()
-            raise PeerError(f"the peers' process ended at {do!r} (code {code}): {_last_error(''.join(said))}")
-        answer: dict[str, Any] = json.loads(line)
+            reason = _last_error("".join(said))
+            raise PeerError(f"the peers' process ended at {do!r} (code {code}): {reason}") from err
         if "error" in answer:
             raise PeerError(f"the peers' process failed at {do!r}: {answer['error']}")
         return answer
@@ -148,20 +144,16 @@ def start_peers(model: Path, threads: int, folder: Path | None = None, timeout: 
 
 
 def peft_step(name: str, model: str, prompts: Ids, answers: Ids) -> Callable[[], float]:
-    """A training step of PEFT on a model of its own, at all positions of prompt and answer.
-
-    BEFT learns a bias on one layer's MLP output, LoRA low-rank changes of all layers' query and value projections.
-    """
+    """A training step of PEFT, by its name in `PEFT`, on a model of its own, at all positions of prompt and answer."""
     from peft import BeftConfig, LoraConfig, get_peft_model
 
-    config: BeftConfig | LoraConfig = BeftConfig(
-        task_type="CAUSAL_LM", target_modules=r".*\.layers\.10\.mlp\.down_proj"
-    )
-    if name != "PEFT BEFT":
-        config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
-    rate = 1e-2 if name == "PEFT BEFT" else 1e-3
+    down, attention = r".*\.layers\.10\.mlp\.down_proj", ["q_proj", "v_proj"]
+    makers: dict[str, Callable[[], Any]] = {  # a bias on one layer's MLP output; low-rank changes in all layers
+        PEFT[0]: lambda: BeftConfig(task_type="CAUSAL_LM", target_modules=down),
+        PEFT[1]: lambda: LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=attention),
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that this bias cannot be merged, and of PEFT's calls into transformers
-        llm: Any = get_peft_model(load_model(model).llm, config).train()
+        llm: Any = get_peft_model(load_model(model).llm, makers[name]()).train()
     batch = right_padded(prompts, answers)
-    return adam_step(llm.parameters(), rate, lambda: llm(**batch, use_cache=False).loss)
+    return adam_step(llm.parameters(), 1e-2 if name == PEFT[0] else 1e-3, lambda: llm(**batch, use_cache=False).loss)

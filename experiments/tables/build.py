@@ -100,15 +100,14 @@ def synonyms() -> Pairs:
         if part in PARTS and is_plain(word, least=4) and zipf(word) >= 3 and is_lemma(word, PARTS[part]):
             senses[sense].append(word)
     pairs = {}
-    for words in senses.values():
-        for word in words:
-            others = [w for w in words if not is_variant(word, w)]
-            if others:
+    for kin in senses.values():
+        for word in kin:
+            if others := [other for other in kin if not is_variant(word, other)]:
                 pairs[word] = max(others, key=lambda other: (zipf(other), other))
     return most_common(pairs)
 
 
-def inflections(tag: str, part: int, *, least: float = 3) -> Pairs:
+def inflections(tag: str, part: int, least: float = 3) -> Pairs:
     """Base forms with their most frequent form of a Penn tag, for words used mostly as that part of speech."""
     pairs: Pairs = {}
     for word in package("wordfreq").top_n_list("en", 12_000):
@@ -181,9 +180,8 @@ def regions() -> Pairs:
 def emoji_names(language: str) -> Iterator[tuple[str, str]]:
     """English and other names of emoji that are one noun in both languages."""
     folder = importlib.resources.files("emoji") / "unicode_codes"
-    english, other = (
-        json.loads((folder / name).read_text(encoding="utf-8")) for name in ("emoji.json", f"emoji_{language}.json")
-    )
+    files = (folder / "emoji.json", folder / f"emoji_{language}.json")
+    english, other = (json.loads(file.read_text(encoding="utf-8")) for file in files)
     for character, entry in english.items():
         word, translation = entry["en"].strip(":"), other.get(character, "").strip(":")
         noun = main_sense(word)[1] == NOUN and is_lemma(word, "NOUN") and not is_lemma(word, "ADJ")
@@ -250,10 +248,7 @@ CLDR: Source = (
 VADER: Source = (("vaderSentiment", "oyemi", "lemminflect"), "the VADER lexicon (Hutto and Gilbert, 2014)", "MIT")
 # What each table says of itself, where it is from, and how it is built.
 TABLES: dict[str, tuple[str, Source, Callable[[], Pairs]]] = {
-    "adjective-comparative": (
-        *("adjective to comparative", MORPHOLOGY),
-        partial(inflections, "JJR", ADJECTIVE, least=2.5),
-    ),
+    "adjective-comparative": ("adjective to comparative", MORPHOLOGY, partial(inflections, "JJR", ADJECTIVE, 2.5)),
     "antonym": ("word to its antonym", WORDNET, antonyms),
     "capital-country": ("capital to country", COUNTRIES, lambda: {city: name for name, city in capitals().items()}),
     "country-capital": ("country to capital", COUNTRIES, capitals),
@@ -275,17 +270,11 @@ CHOICES = {"country-region": sorted(set(REGIONS.values())), "word-sentiment": ["
 def as_json(name: str) -> str:
     """The table as JSON text, one example a line."""
     description, (packages, resource, licence), build = TABLES[name]
-    head = {
-        "name": name,
-        "description": description,
-        "instruction": "",
-        "input_prefix": "Q: ",
-        "answer_prefix": "A:",
-        "language": "en",
-        "source": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages) + f": {resource}",
-        "licence": licence,
-        **({"choices": CHOICES[name]} if name in CHOICES else {}),
-    }
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    head: dict[str, Any] = {"name": name, "description": description, "instruction": "", "input_prefix": "Q: "}
+    head |= {"answer_prefix": "A:", "language": "en", "source": f"{versions}: {resource}", "licence": licence}
+    if name in CHOICES:
+        head["choices"] = CHOICES[name]
     rows = [{"input": word, "output": output} for word, output in sorted(build().items())]
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     return json.dumps(head, ensure_ascii=False, indent=1)[:-2] + f',\n "examples": [\n{lines}\n]}}\n'
