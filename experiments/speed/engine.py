@@ -51,8 +51,8 @@ def sections(quick: bool) -> dict[str, Callable[[Bench], list[Row]]]:
 def main() -> None:
     """Measure what is missing, then print the table and draw it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    shorter = "fewer examples, no other libraries, no 1024-token prompts"
-    parser.add_argument("--quick", action="store_true", help=shorter)
+    quick = "fewer examples, no other libraries, no 1024-token prompts"
+    parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--only", nargs="+", help="sections to measure")
     parser.add_argument("--again", action="store_true", help="measure sections that the file has already")
     parser.add_argument("--peers", default=None, help="folder of the other libraries' environment, or off")
@@ -66,11 +66,8 @@ def main() -> None:
     path = options.json or RESULTS / f"bench_engine{'_quick' if options.quick else ''}.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
     done: dict[str, list[Row]] = kept.get("sections", {})
-    missing = {
-        name: section
-        for name, section in sections(options.quick).items()
-        if name in (options.only or [name]) and (options.again or name not in done)
-    }
+    made = sections(options.quick)
+    missing = [name for name in made if name in (options.only or [name]) and (options.again or name not in done)]
     facts = {"base_model": "default", "torch": torch.__version__, "threads": kept.get("threads", {})}
     ask = None
     if missing and not options.quick and options.peers != "off":
@@ -80,9 +77,9 @@ def main() -> None:
             print(f"left out: {error}", file=sys.stderr)
     if missing:
         bench = Bench(laai.load_model("default"), ask, options.quick)
-    for name, section in missing.items():
+    for name in missing:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
-        done[name] = section(bench)
+        done[name] = made[name](bench)
         facts["threads"][name] = options.threads
         for row in done[name]:
             print(f"  {ratio_text(row):>8s}  {row['name']}", file=sys.stderr, flush=True)

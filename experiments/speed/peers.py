@@ -97,11 +97,8 @@ def start_peers(model: Path, threads: int, folder: Path | None = None, timeout: 
 
     The requests are the functions of `peer_worker.py`: `ask("step")`, `ask("extract", positive=..., negative=...)`.
 
-    Args:
-        model: its folder.
-        threads: of torch there.
-        folder: of the peers' environment (default: in this project's cache folder).
-        timeout: seconds that a request may take.
+    `model`: its folder. `folder`: of the peers' environment, by default in this project's cache folder. `timeout`:
+    seconds that a request may take.
 
     Raises:
         PeerError: it cannot be started. `ask` raises it where a request fails, after which more can be asked, and where
