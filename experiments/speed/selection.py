@@ -1,7 +1,7 @@
 """How selection grows: seconds and peak memory to choose 100 of N samples, by strategy, each in a process of its own.
 
-    python experiments/bench_selection.py                    1,000 to 100,000 samples: some minutes
-    python experiments/bench_selection.py --n 20000 --strategies cast random --json rows.json
+    python experiments/speed/selection.py                    1,000 to 100,000 samples: some minutes
+    python experiments/speed/selection.py --n 20000 --strategies cast random --json rows.json
 
 Embeddings are drawn from a mixture of Gaussians, 384 wide as those of small sentence encoders are. The seconds include
 the graph of neighbours; the bytes are all that the process held, the embeddings and Python itself included.
@@ -10,22 +10,20 @@ the graph of neighbours; the bytes are all that the process held, the embeddings
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
-import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from measuring import RESULTS, picture, timed
 
 from cast.selection import select
 from laai.files import write_json
 from laai.models import peak_megabytes
 from laai.vocabulary import STRATEGIES, Strategy
 
-RESULTS = Path(__file__).parent / "results"
 SIZES = (1_000, 3_000, 10_000, 30_000, 100_000)
 Row = dict[str, Any]
 
@@ -39,18 +37,12 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--json", type=Path, default=RESULTS / "bench_selection.json")
     parser.add_argument("--plot", type=Path, help="default: beside the JSON file")
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # measure here and print one row
     options = parser.parse_args()
-    if options.one:
-        print(json.dumps(measure(options.n[0], options.strategies[0], options.samples, options.width)))
-        return
     rows: list[Row] = []
-    for n in options.n:
-        for strategy in options.strategies:
-            one = ["--one", "--n", n, "--strategies", strategy, "--samples", options.samples, "--width", options.width]
-            done = subprocess.run([sys.executable, __file__, *map(str, one)], stdout=subprocess.PIPE, check=True)
-            rows.append(json.loads(done.stdout))
-            row = rows[-1]
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as alone:
+        for n, strategy in ((n, strategy) for n in options.n for strategy in options.strategies):
+            row = alone.submit(measure, n, strategy, options.samples, options.width).result()
+            rows.append(row)
             print(f"{n:>8,} {strategy:18s} {row['seconds']:7.2f} s {row['peak_bytes'] / 1e6:7.0f} MB", flush=True)
             write_json(options.json, {"samples": options.samples, "width": options.width, "rows": rows})
     if len(options.n) > 1:
@@ -63,33 +55,22 @@ def measure(n: int, strategy: Strategy, samples: int, width: int, seed: int = 0)
     centres = rng.standard_normal((max(n // 200, 5), width), dtype=np.float32)
     embeddings = centres[rng.integers(len(centres), size=n)]
     embeddings += rng.standard_normal((n, width), dtype=np.float32)
-    began = time.perf_counter()
-    chosen = select(strategy, n, samples, lambda: embeddings, seed)
-    seconds = time.perf_counter() - began
+    seconds, chosen = timed(lambda: select(strategy, n, samples, lambda: embeddings, seed))
     assert len(set(chosen)) == min(samples, n)
     return {"n": n, "strategy": strategy, "seconds": seconds, "peak_bytes": 1e6 * peak_megabytes(torch.device("cpu"))}
 
 
 def draw(rows: list[Row], path: Path) -> None:
     """Time and memory against the size of the pool."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
-    for strategy in dict.fromkeys(row["strategy"] for row in rows):
-        own = [row for row in rows if row["strategy"] == strategy]
-        sizes = [row["n"] for row in own]
-        left.plot(sizes, [row["seconds"] for row in own], marker="o", label=strategy)
-        right.plot(sizes, [row["peak_bytes"] / 1e9 for row in own], marker="o", label=strategy)
-    left.set(xscale="log", yscale="log", xlabel="samples in the pool", ylabel="seconds to choose 100")
-    right.set(xscale="log", xlabel="samples in the pool", ylabel="peak memory of the process, GB", ylim=(0, None))
-    left.legend(frameon=False, fontsize=8)
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=140)
+    with picture(path, (9, 3.8), columns=2) as (left, right):
+        for strategy in dict.fromkeys(row["strategy"] for row in rows):
+            own = [row for row in rows if row["strategy"] == strategy]
+            sizes = [row["n"] for row in own]
+            left.plot(sizes, [row["seconds"] for row in own], marker="o", label=strategy)
+            right.plot(sizes, [row["peak_bytes"] / 1e9 for row in own], marker="o", label=strategy)
+        left.set(xscale="log", yscale="log", xlabel="samples in the pool", ylabel="seconds to choose 100")
+        right.set(xscale="log", xlabel="samples in the pool", ylabel="peak memory of the process, GB", ylim=(0, None))
+        left.legend(frameon=False, fontsize=8)
 
 
 if __name__ == "__main__":
