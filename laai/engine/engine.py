@@ -27,7 +27,7 @@ from laai.engine.frozen import Agreed, FrozenBatch, Way
 from laai.engine.greedy import write
 from laai.engine.prefix import NoPrefixError, run_prefix
 from laai.engine.skipping import unchanged_layers
-from laai.engine.started import Passes, Started, batches_of, behind_beginning, whole
+from laai.engine.started import Passes, Started, batches_of, behind_beginning
 from laai.engine.steered import Steered
 from laai.engine.store import Memory, PrefixStore
 from laai.engine.sweep import SweepScores, logits_at
@@ -67,10 +67,10 @@ class Engine:
         self.model, self.budget = model, budget
         self._memory = Memory("auto" if budget == "off" else budget)
         self._beginnings = Beginnings(self._memory)
-        self._passes = Passes(model, PrefixStore(self._memory), self._beginnings)
+        own = None if budget != "off" and not model.sharded else False
+        self._passes = Passes(model, PrefixStore(self._memory), self._beginnings, own)
         self._steered = weakref.WeakSet[Steered]()
         self._agreed: dict[tuple[int, torch.dtype], Agreed | None] = {}
-        self._continues: bool | None = None if budget != "off" and not model.sharded else False
 
     def clear(self) -> None:
         """Forget everything that was kept; what was settled stays."""
@@ -152,14 +152,15 @@ class Engine:
         if not self._prefixes_hold:
             yield self.started
         elif not shown or self.model.sharded:  # whose processes would have to agree on what is begun
-            yield partial(self._own, self._passes)
+            yield self._passes.batches
         elif self.budget == "off" or (begun := self._beginnings.of(self.model, prompts)) is None:
             yield self.started
         else:
-            behind = Passes(self.model, PrefixStore(self._memory), self._beginnings, begun, len(prompts))
+            known, store = self._passes.continues is not False, PrefixStore(self._memory)
+            behind = Passes(self.model, store, self._beginnings, known, begun, len(prompts))
             behind.store.quiet = True
             try:
-                yield partial(self._own, behind)
+                yield behind.batches
             finally:
                 behind.clear()
 
@@ -177,13 +178,6 @@ class Engine:
     def _prefixes_hold(self) -> bool:
         """Whether no vector is attached that changes a prefix."""
         return all(attached.positions != "all" for attached in attachments(self.model.llm))
-
-    def _own(self, passes: Passes, prompts: Sequence[Prompt], batch_size: int) -> Iterator[Started]:
-        """Prompts in batches, each behind its own prefix; whole prompts where the model keeps none."""
-        for rows, batch in batches_of(self.model, prompts, batch_size):
-            if self._continues is None and batch.prefix_ids.shape[1]:
-                self._continues = find_way(self.model, batch, ways=("append",)) is not None
-            yield passes.started(rows, batch) if self._continues else whole(rows, batch)
 
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int = 32) -> list[str]:
         """What the model writes after each prompt, by transformers' own `generate`, greedily. Answers are left out."""
@@ -212,14 +206,12 @@ class Engine:
             batches: of `passes`, where the same prompts come again; else what all begin with is run once.
         """
         bare = [Prompt(prompt.prefix, prompt.suffix[:1]) for prompt in prompts]
-        with ExitStack() as stack:
-            seen = {
-                site: stack.enter_context(record_last_token(self.model.llm, site, [i for s, i in keys if s == site]))
-                for site in dict.fromkeys(site for site, _ in keys)
-            }
-            for started in (batches or self.started)(bare, batch_size):
+        layers = {site: [i for s, i in keys if s == site] for site, _ in keys}
+        for started in (batches or self.started)(bare, batch_size):
+            with ExitStack() as stack:
+                seen = {s: stack.enter_context(record_last_token(self.model.llm, s, at)) for s, at in layers.items()}
                 logits = answer_logits(self.model, started.batch, started.before)[:, 0]
-                yield Read(started.rows, logits, {(site, i): seen[site][i] for site, i in keys})
+            yield Read(started.rows, logits, {(site, i): seen[site][i] for site, i in keys})
 
     def activation_rms(
         self, prompts: Sequence[Prompt], site: Site, layers: Sequence[int], batch_size: int = 16

@@ -36,8 +36,8 @@ class Memory:
         self.taken = 0
 
     def left(self, device: torch.device) -> dict[torch.device, int]:
-        """What is left, the device first; what is free is looked at while nothing is kept."""
-        if not self.taken or device not in self._left:
+        """What is left, the device first; what is free is looked at when the first is to be kept."""
+        if device not in self._left:
             self._left = free_bytes(device, self._budget)
         return self._left
 
@@ -57,6 +57,8 @@ class Memory:
             self.taken -= size
             self._left[place] = self._left.get(place, 0) + size
         taken.clear()
+        if not self.taken:
+            self._left = {}
 
 
 class PrefixStore:
