@@ -117,7 +117,7 @@ def test_any_prompt(tiny, query, answer, shown, fault):
         task = Task("fuzz", (Example(query, answer), Example(query + "x", answer)))
         template = Template(tiny.tokenizer, task)
         prompt = template.encode(query, [Example(*pair) for pair in shown], answer)
-        (found,) = measure(tiny.llm, template, [(0, Example(query, answer))], [Example(*pair) for pair in shown])
+        (found,) = measure(tiny, template, [(0, Example(query, answer))], [Example(*pair) for pair in shown])
     except UserError as error:
         one_line(error)
         return

@@ -200,3 +200,8 @@ def _tokenizer():
 def language_model(llm, name="tiny"):
     """The `LanguageModel` of a tiny model."""
     return LanguageModel(llm, _tokenizer(), name)
+
+
+def model_of(name):
+    """The `LanguageModel` of the shared model of an architecture."""
+    return language_model(shared(name), name)

@@ -54,6 +54,9 @@ def find_way(
     lengths = batch.prefix_mask.sum(-1).tolist()
     by_length = sorted((i for i in range(len(lengths)) if lengths[i]), key=lambda i: lengths[i])
     probe = batch.rows_at(sorted({by_length[0], by_length[-1]}))
+    if bool((probe.labels == IGNORE).all()):  # bare prompts: what the model would say stands for the answers
+        likeliest = answer_logits(model, probe).argmax(-1)
+        probe = probe._replace(labels=likeliest.where(probe.suffix_mask.bool(), IGNORE))
     plain = _nll(model, probe)
     near = FLOOR.get(computing_dtype(model), FLOOR[torch.bfloat16])
     padded = _nll(model, _padded(probe))[:, : plain.shape[1]]

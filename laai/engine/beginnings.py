@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from laai.engine.prefix import NoPrefixError, Prefix, rows_of, run_prefix
-from laai.engine.store import Memory
+from laai.engine.store import Memory, Taken
 from laai.models import LanguageModel
 from laai.prompts import Prompt
 
@@ -43,28 +43,24 @@ class Beginnings:
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
         self.kept: dict[tuple[int, ...], Beginning] = {}
-        self._taken: list[tuple[int, torch.device]] = []
+        self._taken: Taken = []
 
     def clear(self) -> None:
         """Forget all."""
-        for taken in self._taken:
-            self._memory.give_back(*taken)
-        self.kept, self._taken = {}, []
+        self.kept = {}
+        self._memory.give_back(self._taken)
 
     def of(self, model: LanguageModel, prompts: Sequence[Prompt]) -> Beginning | None:
         """The common beginning of these prompts, or an earlier one that they share; None where none is worth it."""
-        for ids, known in self.kept.items():
+        for ids, known in self.kept.items() if prompts else ():
             if len(ids) == common_length([ids, *(prompt.prefix for prompt in prompts)]):
                 return known
         found = begin(model, prompts)
         if found is not None:
-            size = rows_of(found.prefix)[0].bytes
-            device = found.prefix.mask.device
-            if (home := self._memory.take(size, device)) == device:
-                self._taken.append((size, home))
+            size, device = rows_of(found.prefix)[0].bytes, found.prefix.mask.device
+            if size <= self._memory.left(device)[device]:  # not on the host: it would come from there for each batch
+                self._memory.take(size, device, self._taken)
                 self.kept[tuple(found.ids.tolist())] = found
-            elif home is not None:
-                self._memory.give_back(size, home)
         return found
 
 

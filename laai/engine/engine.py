@@ -5,12 +5,13 @@ the first steered one. So those tokens are run once (`prefix`) and attended to w
 those layers are left out (`skipping`). The first time the result is compared with that of the whole forward
 (`agreement`), and what does not agree is not used: every method answers all the same, by whole prompts if it must.
 
-It cannot see adapters: those must stay as they are, or be followed by `clear`.
+It cannot see adapters, nor that the model moves to another device: that must be followed by `clear`.
 """
 
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -19,14 +20,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from laai.engine.agreement import find_way
-from laai.engine.beginnings import Beginnings
+from laai.engine.agreement import computing_dtype, find_way
+from laai.engine.beginnings import Beginnings, begin
 from laai.engine.forward import answer_logits
-from laai.engine.frozen import FrozenBatch, Way
+from laai.engine.frozen import Agreed, FrozenBatch, Way
 from laai.engine.greedy import write
 from laai.engine.prefix import NoPrefixError, run_prefix
 from laai.engine.skipping import unchanged_layers
-from laai.engine.started import Passes, Started, batches_of, behind_beginning, whole
+from laai.engine.started import Passes, Started, batches_of, behind_beginning
 from laai.engine.steered import Steered
 from laai.engine.store import Memory, PrefixStore
 from laai.engine.sweep import SweepScores, logits_at
@@ -34,9 +35,6 @@ from laai.models import LanguageModel
 from laai.prompts import Batch, Prompt, without_unlabelled_end
 from laai.steering import Intervention, Key, attachments, is_compiled, record_last_token
 from laai.vocabulary import PrefixBudget, Site
-
-Agreed = tuple[Way, bool]
-"""How to attend to a prefix, and whether layers can be skipped."""
 
 Batches = Callable[[Sequence[Prompt], int], Iterator[Started]]
 """Gives prompts in batches of a size, of which some tokens are run already."""
@@ -62,33 +60,41 @@ class Engine:
     Args:
         model: the language model, with whatever vectors are attached when a method is called.
         budget: bytes for all that is kept, prefixes, states and common beginnings: `auto` for half of what is free,
-            `off` to run whole prompts every time; common beginnings are run once even then.
+            `off` to keep no prompt's own prefix, and run whole prompts wherever they come again.
     """
 
     def __init__(self, model: LanguageModel, budget: PrefixBudget = "auto") -> None:
         self.model, self.budget = model, budget
         self._memory = Memory("auto" if budget == "off" else budget)
-        self.store, self._beginnings = PrefixStore(self._memory), Beginnings(self._memory)
-        self._passes = Passes(model, self.store, self._beginnings)
-        self._agreed: dict[int, Agreed | None] = {}
-        self._continues: bool | None = None if budget != "off" else False
+        self._beginnings = Beginnings(self._memory)
+        own = None if budget != "off" and not model.sharded else False
+        self._passes = Passes(model, PrefixStore(self._memory), self._beginnings, own)
+        self._steered = weakref.WeakSet[Steered]()
+        self._agreed: dict[tuple[int, torch.dtype], Agreed | None] = {}
 
     def clear(self) -> None:
         """Forget everything that was kept; what was settled stays."""
         self._passes.clear()
         self._beginnings.clear()
+        for steered in self._steered:
+            steered.clear()
+
+    @property
+    def way(self) -> Way | None:
+        """How prefixes are attended to, as settled last; None for whole prompts, and before anything is settled."""
+        agreed = next(reversed(self._agreed.values()), None)
+        return None if agreed is None else agreed.way
 
     def settle(self, batch: Batch, vectors: Intervention) -> Agreed | None:
         """How a batch like this is continued under these attached vectors; None where whole prompts have to be run.
 
-        Asked of the model once for each number of layers that are skipped.
+        Asked of the model once for each number of layers that are skipped, and each precision.
         """
-        if self.budget == "off":
-            return None
         below = unchanged_layers(self.model.decoder, [key for key, _ in vectors.items()])
-        if len(below) not in self._agreed:
-            self._agreed[len(below)] = self._compared(batch, vectors, below)
-        return self._agreed[len(below)]
+        case = len(below), computing_dtype(self.model)
+        if case not in self._agreed:
+            self._agreed[case] = self._compared(batch, vectors, below)
+        return self._agreed[case]
 
     def _compared(self, batch: Batch, vectors: Intervention, below: Sequence[nn.Module]) -> Agreed | None:
         if any(map(is_compiled, self.model.llm.modules())):
@@ -96,18 +102,21 @@ class Engine:
         elif self.model.sharded:  # all processes would have to agree on every forward
             reason = "its parameters are sharded"
         elif (found := find_way(self.model, batch, below, vectors)) is not None:
-            return found[0], bool(found[1]) or not below
+            return Agreed(found[0], bool(found[1]) or not below)
         else:
             reason = "its forward after a kept prefix is not that over the whole prompt"
-        logging.getLogger("laai").warning(
-            "this model cannot continue a frozen prefix (%s): every step runs whole prompts", reason
-        )
+        if None not in self._agreed.values():  # said once
+            logging.getLogger("laai").warning(
+                "this model cannot continue a frozen prefix (%s): every step runs whole prompts", reason
+            )
         return None
 
     def steered(self, vectors: Intervention, alone: bool = False, recompute: bool = False) -> Steered:
         """Forwards of batches that come again, under vectors that are attached and stay so; see `Steered`."""
-        settle = partial(self.settle, vectors=vectors)
-        return Steered(self.model, vectors, self.store, settle, alone=alone, recompute=recompute)
+        settle = None if self.budget == "off" else partial(self.settle, vectors=vectors)
+        steered = Steered(self.model, vectors, PrefixStore(self._memory), settle, alone=alone, recompute=recompute)
+        self._steered.add(steered)
+        return steered
 
     def freeze(self, batch: Batch, candidates: Sequence[Intervention]) -> FrozenBatch:
         """A batch for many vectors, none of them attached: its prefix is run, and nothing is kept after it.
@@ -127,7 +136,7 @@ class Engine:
             prefix = run_prefix(self.model, batch.prefix_ids, batch.prefix_mask)
         except NoPrefixError:
             return FrozenBatch(self.model, batch)
-        return FrozenBatch(self.model, batch, prefix, agreed[0], skips=agreed[1])
+        return FrozenBatch(self.model, batch, prefix, agreed.way, skips=agreed.skips)
 
     @contextmanager
     def passes(self, prompts: Sequence[Prompt], shown: bool = False) -> Iterator[Batches]:
@@ -142,39 +151,33 @@ class Engine:
         """
         if not self._prefixes_hold:
             yield self.started
-        elif not shown:
-            yield partial(self._own, self._passes)
+        elif not shown or self.model.sharded:  # whose processes would have to agree on what is begun
+            yield self._passes.batches
         elif self.budget == "off" or (begun := self._beginnings.of(self.model, prompts)) is None:
             yield self.started
         else:
-            behind = Passes(self.model, PrefixStore(self._memory), self._beginnings, begun, len(prompts))
+            known, store = self._passes.continues is not False, PrefixStore(self._memory)
+            behind = Passes(self.model, store, self._beginnings, known, begun, len(prompts))
             behind.store.quiet = True
             try:
-                yield partial(self._own, behind)
+                yield behind.batches
             finally:
                 behind.clear()
 
     def begin(self, prompts: Sequence[Prompt]) -> None:
         """Run what all of these prompts begin with, if that is worth it, for batches of some of them to come."""
-        self._beginnings.of(self.model, prompts)
+        if self._prefixes_hold:
+            self._beginnings.of(self.model, prompts)
 
     def started(self, prompts: Sequence[Prompt], batch_size: int) -> Iterator[Started]:
         """Prompts in batches of similar length, behind what all of them begin with, if that is worth it."""
-        beginnings = self._beginnings if self._prefixes_hold else Beginnings(Memory(0))
-        known = beginnings.of(self.model, prompts) if prompts else None
+        known = self._beginnings.of(self.model, prompts) if self._prefixes_hold else begin(self.model, prompts)
         return behind_beginning(self.model, prompts, batch_size, known)
 
     @property
     def _prefixes_hold(self) -> bool:
         """Whether no vector is attached that changes a prefix."""
         return all(attached.positions != "all" for attached in attachments(self.model.llm))
-
-    def _own(self, passes: Passes, prompts: Sequence[Prompt], batch_size: int) -> Iterator[Started]:
-        """Prompts in batches, each behind its own prefix; whole prompts where the model keeps none."""
-        for rows, batch in batches_of(self.model, prompts, batch_size):
-            if self._continues is None and batch.prefix_ids.shape[1]:
-                self._continues = not self.model.sharded and find_way(self.model, batch, ways=("append",)) is not None
-            yield passes.started(rows, batch) if self._continues else whole(rows, batch)
 
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int = 32) -> list[str]:
         """What the model writes after each prompt, by transformers' own `generate`, greedily. Answers are left out."""
@@ -186,9 +189,9 @@ class Engine:
 
     @torch.no_grad()
     def logits(self, prompts: Sequence[Prompt], batch_size: int = 32) -> Iterator[tuple[list[int], Batch, Tensor]]:
-        """At the answers of prompts, batch by batch: which prompts, the batch, (rows, suffix tokens, vocabulary)."""
-        for started in self.started(prompts, batch_size):
-            yield started.rows, started.batch, answer_logits(self.model, started.batch, started.before)
+        """At the answers of whole prompts, by batch: which prompts, the batch, (rows, suffix tokens, vocabulary)."""
+        for rows, batch in batches_of(self.model, prompts, batch_size):
+            yield rows, batch, answer_logits(self.model, batch)
 
     @torch.no_grad()
     def activations(
@@ -203,14 +206,12 @@ class Engine:
             batches: of `passes`, where the same prompts come again; else what all begin with is run once.
         """
         bare = [Prompt(prompt.prefix, prompt.suffix[:1]) for prompt in prompts]
-        with ExitStack() as stack:
-            seen = {
-                site: stack.enter_context(record_last_token(self.model.llm, site, [i for s, i in keys if s == site]))
-                for site in dict.fromkeys(site for site, _ in keys)
-            }
-            for started in (batches or self.started)(bare, batch_size):
+        layers = {site: [i for s, i in keys if s == site] for site, _ in keys}
+        for started in (batches or self.started)(bare, batch_size):
+            with ExitStack() as stack:
+                seen = {s: stack.enter_context(record_last_token(self.model.llm, s, at)) for s, at in layers.items()}
                 logits = answer_logits(self.model, started.batch, started.before)[:, 0]
-                yield Read(started.rows, logits, {(site, i): seen[site][i] for site, i in keys})
+            yield Read(started.rows, logits, {(site, i): seen[site][i] for site, i in keys})
 
     def activation_rms(
         self, prompts: Sequence[Prompt], site: Site, layers: Sequence[int], batch_size: int = 16

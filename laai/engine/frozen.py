@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -17,6 +17,13 @@ from laai.prompts import Batch
 
 Way = Literal["split", "append"]
 """How new tokens attend to a prefix: where it lies, or appended to a copy of it by transformers' own cache."""
+
+
+class Agreed(NamedTuple):
+    """How to attend to a prefix, and whether layers can be skipped."""
+
+    way: Way
+    skips: bool
 
 
 @dataclass

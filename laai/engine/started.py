@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from laai.engine.agreement import find_way
 from laai.engine.beginnings import Beginning, Beginnings
 from laai.engine.prefix import NoPrefixError, Prefix, PrefixRow, rows_of, run_prefix, stack_rows
 from laai.engine.store import PrefixStore, prefix_keys
@@ -68,6 +69,7 @@ class Passes:
         model: the language model.
         store: for the prefixes.
         beginnings: common beginnings that are known; prefixes are run behind them.
+        continues: whether the model continues a prefix; None to ask it, of the first batch that has one.
         behind: what all of these prompts begin with.
         count: how many prompts share the seconds that `behind` took.
     """
@@ -77,10 +79,12 @@ class Passes:
         model: LanguageModel,
         store: PrefixStore,
         beginnings: Beginnings,
+        continues: bool | None,
         behind: Beginning | None = None,
         count: int = 1,
     ) -> None:
-        self.store, self._model, self._beginnings, self._behind = store, model, beginnings, behind
+        self.store, self.continues = store, continues
+        self._model, self._beginnings, self._behind = model, beginnings, behind
         self._once = behind.seconds / count if behind is not None else 0.0
         self._seconds: dict[bytes, float] = {}
 
@@ -89,9 +93,15 @@ class Passes:
         self.store.clear()
         self._seconds.clear()
 
-    def started(self, rows: list[int], batch: Batch) -> Started:
-        """A batch behind each row's own prefix; whole where the model keeps nothing that can be continued."""
-        if not batch.prefix_ids.shape[1]:
+    def batches(self, prompts: Sequence[Prompt], batch_size: int) -> Iterator[Started]:
+        """Prompts in batches, each behind its own prefix; whole where the model keeps none that can be continued."""
+        for rows, batch in batches_of(self._model, prompts, batch_size):
+            if self.continues is None and batch.prefix_ids.shape[1]:
+                self.continues = find_way(self._model, batch, ways=("append",)) is not None
+            yield self._started(rows, batch)
+
+    def _started(self, rows: list[int], batch: Batch) -> Started:
+        if not self.continues or not batch.prefix_ids.shape[1]:
             return whole(rows, batch)
         began, keys = time.perf_counter(), prefix_keys(batch)
         missing = [key for key in keys if key not in self._seconds]

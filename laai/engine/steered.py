@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from laai.engine.forward import answer_logits
-from laai.engine.frozen import FrozenBatch, Way
+from laai.engine.frozen import Agreed, FrozenBatch
 from laai.engine.prefix import NoPrefixError, run_prefix
 from laai.engine.recompute import recomputing
 from laai.engine.skipping import LayerOutput, unchanged_layers
@@ -25,13 +25,13 @@ class Steered:
     """Logits of batches that come again, under vectors that stay attached while they change.
 
     Each example's prefix and what enters the first steered layer are kept. While other vectors are attached to the same
-    model, whole prompts are run.
+    model, or any at positions `all`, whole prompts are run.
 
     Args:
         model: the language model.
         vectors: what is attached to it already.
-        store: for what is kept.
-        settle: says of a batch how it is continued, and whether layers can be skipped; None for whole prompts.
+        store: for what is kept; of its own, as states depend on the vectors, and bits on what an example was run with.
+        settle: says of a batch how it is continued; None for whole prompts always.
         alone: run what is kept of each example apart from others, the first time that it comes. In a batch the last
             bits depend on the others in it, and a run that is resumed meets them in another order.
         recompute: activation checkpointing, with which caches do not go.
@@ -42,11 +42,11 @@ class Steered:
         model: LanguageModel,
         vectors: Intervention,
         store: PrefixStore,
-        settle: Callable[[Batch], tuple[Way, bool] | None],
+        settle: Callable[[Batch], Agreed | None] | None,
         alone: bool = False,
         recompute: bool = False,
     ) -> None:
-        self._model, self._vectors, self._store, self._settle = model, vectors, store, settle
+        self._model, self.store, self._settle = model, store, None if recompute else settle
         self._alone, self._recompute = alone, recompute
         self._below = unchanged_layers(model.decoder, [key for key, _ in vectors.items()])
         self._attached = attachments(model.llm)
@@ -56,7 +56,7 @@ class Steered:
 
     def clear(self) -> None:
         """Forget what was kept."""
-        self._store.clear()
+        self.store.clear()
         self._seen.clear()
         self._last = None
 
@@ -70,16 +70,17 @@ class Steered:
         logits = frozen.run(self._below)
         if not known and (output := frozen.outputs.get(self._below[-1])) is not None:
             self._wrap = output.wrap
-            self._store.keep_state(batch, output.hidden)
+            self.store.keep_state(batch, output.hidden)
         return logits
 
     def _frozen(self, batch: Batch) -> FrozenBatch | None:
         """The batch less what is kept of it; None where the whole has to be run."""
-        if self._recompute or self._vectors.positions == "all" or not batch.prefix_ids.shape[1]:
+        if self._settle is None or not batch.prefix_ids.shape[1]:
             return None
         if torch.is_inference_mode_enabled():  # whose tensors no gradient may meet
             return None
-        if attachments(self._model.llm) != self._attached:  # other vectors came, or these went
+        attached = attachments(self._model.llm)
+        if attached != self._attached or any(one.positions == "all" for one in attached):
             return None
         if (agreed := self._settle(batch)) is None:
             return None
@@ -89,7 +90,7 @@ class Steered:
             return self._last
         self._last = None  # before the next one needs its memory
         try:
-            return self._freeze(batch, *agreed)
+            return self._freeze(batch, agreed)
         except NoPrefixError:  # a prefix too long to be kept
             return None
 
@@ -101,11 +102,11 @@ class Steered:
                 self._seen.add(key)
                 self.logits(batch.row(row))
 
-    def _freeze(self, batch: Batch, way: Way, skips: bool) -> FrozenBatch:
+    def _freeze(self, batch: Batch, agreed: Agreed) -> FrozenBatch:
         """The batch with its prefix, kept or newly run, and what enters the first steered layer where that is known."""
-        prefix = self._store.fetch(batch, partial(run_prefix, self._model))
-        frozen = FrozenBatch(self._model, batch, prefix, way, skips=skips)
-        hidden = self._store.state(batch) if skips and self._wrap is not None else None
+        prefix = self.store.fetch(batch, partial(run_prefix, self._model))
+        frozen = FrozenBatch(self._model, batch, prefix, agreed.way, skips=agreed.skips)
+        hidden = self.store.state(batch) if self._wrap is not None else None
         if hidden is not None and self._wrap is not None:
             frozen.outputs[self._below[-1]] = LayerOutput(hidden, self._wrap)
         return frozen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Mapping
 
 import torch
@@ -17,9 +18,12 @@ from laai.vocabulary import PrefixBudget
 AUTO_SHARE = 0.5
 """Share of the memory that is free when the first prefix is kept, that `auto` takes."""
 
+Taken = list[tuple[int, torch.device]]
+"""Bytes that a store holds, and where."""
+
 
 class Memory:
-    """The bytes that stores may fill, by place.
+    """The bytes that stores may fill together, by place.
 
     Args:
         budget: bytes on the model's device, or `auto` for half of what is free there. What does not fit on another
@@ -28,26 +32,33 @@ class Memory:
 
     def __init__(self, budget: PrefixBudget = "auto") -> None:
         self._budget = budget
-        self.left: dict[torch.device, int] | None = None
+        self._left: dict[torch.device, int] = {}
+        self.taken = 0
 
-    def on(self, device: torch.device) -> dict[torch.device, int]:
-        """What is left; what is free is looked at when something is to be kept for the first time."""
-        if self.left is None:
-            self.left = free_bytes(device, self._budget)
-        return self.left
+    def left(self, device: torch.device) -> dict[torch.device, int]:
+        """What is left, the device first; what is free is looked at when the first is to be kept."""
+        if device not in self._left:
+            self._left = free_bytes(device, self._budget)
+        return self._left
 
-    def take(self, size: int, device: torch.device) -> torch.device | None:
-        """The place for so many bytes, which are taken from it; None where nothing has so many left."""
-        left = self.on(device)
+    def take(self, size: int, device: torch.device, taken: Taken) -> torch.device | None:
+        """The place for so many bytes, which are noted in `taken`; None where no place has so many left."""
+        left = self.left(device)
         home = next((place for place, bytes_left in left.items() if size <= bytes_left), None)
         if home is not None:
             left[home] -= size
+            self.taken += size
+            taken.append((size, home))
         return home
 
-    def give_back(self, size: int, place: torch.device) -> None:
-        """Bytes that are free again."""
-        if self.left is not None:
-            self.left[place] += size
+    def give_back(self, taken: Taken) -> None:
+        """All that is noted there is free again."""
+        for size, place in taken:
+            self.taken -= size
+            self._left[place] = self._left.get(place, 0) + size
+        taken.clear()
+        if not self.taken:
+            self._left = {}
 
 
 class PrefixStore:
@@ -57,8 +68,9 @@ class PrefixStore:
         self._memory = memory or Memory()
         self._rows: dict[bytes, PrefixRow] = {}
         self._states: dict[tuple[bytes, bytes], Tensor] = {}
-        self._taken: list[tuple[int, torch.device]] = []
+        self._taken: Taken = []
         self.quiet = False
+        weakref.finalize(self, self._memory.give_back, self._taken)
 
     def __len__(self) -> int:
         """Prefixes that are kept."""
@@ -72,9 +84,8 @@ class PrefixStore:
 
     def clear(self) -> None:
         """Forget everything."""
-        for taken in self._taken:
-            self._memory.give_back(*taken)
-        self._rows, self._states, self._taken = {}, {}, []
+        self._rows, self._states = {}, {}
+        self._memory.give_back(self._taken)
 
     def fetch(self, batch: Batch, run: Callable[[Tensor, Tensor], Prefix]) -> Prefix:
         """The prefix of a batch: kept rows, and the others by `run`, which gets their ids and mask (rows, tokens)."""
@@ -107,16 +118,10 @@ class PrefixStore:
         lengths, token = batch.suffix_mask.sum(-1).tolist(), hidden.shape[-1] * hidden.element_size()
         for prefix, suffix, tokens, state in zip(prefix_keys(batch), suffix_keys(batch), lengths, hidden, strict=True):
             if prefix in self._rows and (prefix, suffix) not in self._states:
-                home = self._take(tokens * token, hidden.device)
+                home = self._memory.take(tokens * token, hidden.device, self._taken)
                 if home is not None:
                     kept = state[:tokens]
                     self._states[prefix, suffix] = kept.to(home) if home.type != kept.device.type else kept
-
-    def _take(self, size: int, device: torch.device) -> torch.device | None:
-        home = self._memory.take(size, device)
-        if home is not None:
-            self._taken.append((size, home))
-        return home
 
     def _keep(self, rows: Mapping[bytes, PrefixRow]) -> None:
         """Keep what fits: as views where these hold little more than is counted, else as copies."""
@@ -124,9 +129,9 @@ class PrefixStore:
         # Views hold their batch's whole tensors: padding, what slid out of a window, and rows that are kept already.
         storages = [t.untyped_storage() for row in rows.values() for pair in row.layers for t in pair]
         held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-        views = held <= min(self._memory.on(device)[device], 1.25 * sum(row.bytes for row in rows.values()))
+        views = held <= min(self._memory.left(device)[device], 1.25 * sum(row.bytes for row in rows.values()))
         for key, row in rows.items():
-            home = self._take(row.bytes, device)
+            home = self._memory.take(row.bytes, device, self._taken)
             if home is not None:
                 self._rows[key] = row if views else row.copied(None if home == device else home)
             elif not self.quiet:

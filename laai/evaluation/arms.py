@@ -47,7 +47,7 @@ class Evaluation(pl.LightningModule):
         self, language_model: LanguageModel, data: FewShotDataModule, method: Method, engine: Engine | None = None
     ) -> None:
         super().__init__()
-        self._engine = engine or Engine(language_model)
+        self._engine = engine
         self.llm: nn.Module
         language_model.held_by(self)
         self.method, self._data, self._language_model = method, data, language_model
@@ -92,6 +92,7 @@ class Evaluation(pl.LightningModule):
         if self._attachment is not None:
             self._attachment.detach()
             self._attachment = None
+        self._engine = None  # what it keeps is not kept by results
 
 
 def compare(

@@ -64,7 +64,7 @@ def test_labels_become_equally_likely(tiny, task, monkeypatch):
     def odds(steering):
         """Mean log-probabilities of the whole labels, less their mean."""
         with steering.on(tiny):
-            found = choose_options(tiny.llm, template, task.examples)
+            found = choose_options(tiny, template, task.examples)
         mean = -torch.tensor([one.nlls for one in found]).mean(dim=0)
         return mean - mean.mean()
 

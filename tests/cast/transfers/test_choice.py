@@ -32,7 +32,7 @@ def test_the_grid_holds_what_measuring_gives(tiny, word_task, vector):
     for place, layers in enumerate(found.layers):
         for number, scale in enumerate(found.scales):
             with (scale * vector.select(layers=layers)).on(tiny):
-                measured = measure(tiny.llm, template, list(enumerate(examples)))
+                measured = measure(tiny, template, list(enumerate(examples)))
             tokens = [len(template.encode(e.input, answer=e.output).answer) for e in examples]
             pairs = zip(measured, tokens, strict=True)
             expected = torch.tensor([-m.nll * count for m, count in pairs], dtype=torch.float64).exp()
@@ -52,7 +52,7 @@ def test_options_of_unequal_number(character_model, letter_task):
     template = Template(model.tokenizer, letter_task)
     assert grid(model, vector, template, letter_task.examples, progress=False).probability.shape[-1] == 12
     with vector.on(model):
-        measured = measure(model.llm, template, list(enumerate(letter_task.examples)))
+        measured = measure(model, template, list(enumerate(letter_task.examples)))
     right = right_options(model, vector, template, letter_task.examples, calibrate=True)(range(LAYERS), 1.0)
     likeliest = [share > 1 / 2 for share in right.tolist()]  # all have two options
     assert likeliest == [m.choice_sum for m in measured if m.choice_sum is not None]
@@ -81,7 +81,7 @@ def test_options_with_the_label_prior_that_goes_with_a_vector(tiny, word_task):
     prior = label_prior(tiny, bare, template, examples)
     shifts = torch.tensor([prior.metadata["label_prior"][option] for option in examples[0].choices])
     with bare.on(tiny):
-        measured = measure(tiny.llm, template, list(enumerate(examples)))
+        measured = measure(tiny, template, list(enumerate(examples)))
     shares = [(shifts - torch.tensor(m.options)).softmax(-1)[e.label] for m, e in zip(measured, examples, strict=True)]
     torch.testing.assert_close(right([0, 1], 2.0), torch.stack(shares), rtol=1e-3, atol=1e-4)
     assert not torch.allclose(right([0, 1], 2.0), plain([0, 1], 2.0), rtol=0.1, atol=1e-4)

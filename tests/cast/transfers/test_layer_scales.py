@@ -12,8 +12,8 @@ import cast.transfers.layer_scales as module
 from cast.transfers.choice import Choice, choose, grid
 from cast.transfers.layer_scales import scale_by_layer
 from cast.transfers.place import choose_place
-from laai.engine.forward import answer_nll
-from laai.prompts.batches import collate, pad_token, to_device
+from laai.engine import Engine, SweepScores, answer_nll
+from laai.prompts.batches import collate
 from laai.prompts.templates import Template
 from laai.steering.intervention import Intervention
 from laai.tasks.examples import Example, Task
@@ -28,9 +28,9 @@ def probabilities(model, template, vector):
     found = []
     for e in template.task.examples:
         prompt = template.encode(e.input, answer=e.output)
-        batch = to_device(collate([prompt], pad_token(model.tokenizer)), model.llm)
+        batch = collate([prompt], model.pad).to(model.device)
         with vector.on(model), torch.no_grad():
-            found.append(float((-answer_nll(model.llm, batch).sum()).exp()))
+            found.append(float((-answer_nll(model, batch).sum()).exp()))
     return torch.tensor(found)
 
 
@@ -88,8 +88,7 @@ def test_it_goes_on_from_no_vector(tiny, template, vector):
 
 
 def test_nothing_changes_without_a_gain(tiny, template, vector, monkeypatch):
-    real = module.sweep
-    monkeypatch.setattr(module, "sweep", lambda *a: real(*a)._replace(nll=torch.ones(len(a[1]), 1, 6)))
+    monkeypatch.setattr(Engine, "sweep", lambda self, tries, scales, prompts: SweepScores.of(len(tries), 1, 6))
     given = here((0, 2), 1.0, gain=0.25, helps=True)
     assert scale_by_layer(tiny, vector, template, FREE, given) is given
 

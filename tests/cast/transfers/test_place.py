@@ -34,7 +34,7 @@ def test_of_two_sites_the_one_that_serves_better(tiny, word_task, loud, quiet):
 def probabilities(model, template, examples, vector):
     """Of the whole answers, as measuring gives them."""
     with vector.on(model):
-        found = measure(model.llm, template, list(enumerate(examples)))
+        found = measure(model, template, list(enumerate(examples)))
     tokens = [len(template.encode(e.input, answer=e.output).answer) for e in examples]
     return torch.tensor([-m.nll * count for m, count in zip(found, tokens, strict=True)]).exp()
 

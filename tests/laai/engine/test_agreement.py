@@ -6,7 +6,7 @@ import torch
 
 from laai.engine.agreement import computing_dtype, disturbed
 from laai.steering.intervention import Intervention
-from tests.tiny_models import build, random_vectors
+from tests.tiny_models import build, language_model, random_vectors
 
 
 def test_disturbed_restores_bitwise():
@@ -18,8 +18,8 @@ def test_disturbed_restores_bitwise():
 
 
 def test_precision_is_that_of_the_computation():
-    model = build("llama")
+    model = language_model(build("llama"))
     assert computing_dtype(model) == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
         assert computing_dtype(model) == torch.bfloat16
-    assert computing_dtype(model.half()) == torch.float16
+    assert computing_dtype(language_model(model.llm.half())) == torch.float16

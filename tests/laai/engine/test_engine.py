@@ -11,8 +11,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from laai.engine.engine import PrefixEngine
-from laai.engine.forward import answer_logits, mean_nll
+from laai.engine import Engine, answer_logits, mean_nll
 from laai.learn.steered import SteeredLM
 from laai.prompts.batches import IGNORE, Prompt, collate, without_unlabelled_end
 from laai.steering.intervention import Intervention
@@ -22,8 +21,9 @@ from tests.tiny_models import (
     LAYERS,
     STATEFUL,
     build,
+    language_model,
+    model_of,
     random_vectors,
-    shared,
     site_module,
     tokens,
 )
@@ -43,14 +43,15 @@ BATCH = collate(EXAMPLES, pad=0)
 
 def outcome(model, vectors, positions, budget, batches):
     """For each batch in turn: loss, and gradient of each vector."""
-    steered, found = SteeredLM(model, Intervention(vectors, positions=positions), budget), []
+    engine, found = Engine(model, budget), []
+    steered = SteeredLM(engine, Intervention(vectors, positions=positions))
     try:
         for batch in batches:
             steered.intervention.zero_grad()
             loss = mean_nll(steered(batch).nll, batch.labels)
             loss.backward()
             found.append([loss.detach(), *(v.grad.clone() for v in steered.intervention.parameters())])
-        return found, steered.engine.way, len(steered.engine.store)
+        return found, engine.way, len(steered._forward.store)
     finally:
         steered.detach()
 
@@ -73,7 +74,7 @@ def name(request):
 @pytest.mark.parametrize("site", SITES)
 def test_loss_and_gradient_are_those_of_whole_forwards(name, site, positions, keys):
     """Mixed lengths padded on the left, windows shorter than the prompts, batches in another order and of a part."""
-    model = shared(name)
+    model = model_of(name)
     layers = {"first": [0], "last": [LAYERS - 1], "all": range(LAYERS)}[keys]
     vectors = random_vectors(name, [(site, layer) for layer in layers], 0.3)
     order = [BATCH, BATCH, collate(EXAMPLES[::-1], 0), collate(EXAMPLES[2:4], 0), BATCH]
@@ -86,10 +87,10 @@ def test_loss_and_gradient_are_those_of_whole_forwards(name, site, positions, ke
 
 
 def test_logits_are_those_of_a_whole_forward(name):
-    model, batch = shared(name), without_unlabelled_end(BATCH)
+    model, batch = model_of(name), without_unlabelled_end(BATCH)
     intervention = Intervention(random_vectors(name, [("residual", 0), ("heads", 1)], 0.3))
     with intervention.on(model), torch.no_grad():
-        engine = PrefixEngine(model, intervention)
+        engine = Engine(model).steered(intervention)
         whole = answer_logits(model, batch)
         for _ in range(2):
             logits = engine.logits(batch)
@@ -101,13 +102,13 @@ def test_logits_are_those_of_a_whole_forward(name):
 
 @pytest.mark.parametrize(("key", "runs"), [(("residual", 0), (1, 2)), (("heads", 1), (1, 2)), (("residual", 2), ())])
 def test_a_step_runs_suffixes_and_steered_layers_alone(name, key, runs):
-    model, seen = shared(name), []
-    steered = SteeredLM(model, Intervention(random_vectors(name, [key])))
+    model, seen = model_of(name), []
+    steered = SteeredLM(Engine(model), Intervention(random_vectors(name, [key])))
     try:
         steered(BATCH)
         hooks = []
         for layer in range(LAYERS):
-            module = site_module(model, name, "heads", layer)
+            module = site_module(model.llm, name, "heads", layer)
             hooks.append(module.register_forward_hook(lambda _, args, __, i=layer: seen.append((i, args[0].shape[1]))))
         steered(BATCH)
     finally:
@@ -118,7 +119,7 @@ def test_a_step_runs_suffixes_and_steered_layers_alone(name, key, runs):
 
 
 def test_a_small_budget_keeps_some_and_says_so(caplog):
-    model, vectors = shared("llama"), random_vectors("llama", [("residual", 1)], 0.3)
+    model, vectors = model_of("llama"), random_vectors("llama", [("residual", 1)], 0.3)
     _, _, all_of_them = outcome(model, vectors, "last_prompt", "auto", [BATCH])
     per_token = 2 * LAYERS * 16 * 4  # keys and values, two heads of width 8, fp32
     order = [BATCH, collate(EXAMPLES[::-1], 0), collate(EXAMPLES[1:4], 0), BATCH]
@@ -133,27 +134,32 @@ def test_a_small_budget_keeps_some_and_says_so(caplog):
 
 
 def test_positions_all_has_no_frozen_prefix():
-    model = shared("llama")
-    engine = PrefixEngine(model, Intervention(random_vectors("llama", [("heads", 1)]), positions="all"))
-    assert engine.logits(BATCH) is None
+    model = model_of("llama")
+    intervention = Intervention(random_vectors("llama", [("heads", 1)]), positions="all")
+    with intervention.on(model), torch.no_grad():
+        engine = Engine(model)
+        steered = engine.steered(intervention)
+        assert torch.equal(steered.logits(BATCH), answer_logits(model, BATCH))
     assert engine.way is None
+    assert len(steered.store) == 0
 
 
 @pytest.mark.parametrize("name", STATEFUL)
 def test_states_that_fold_all_tokens_fall_back_and_say_so_once(name, caplog):
     kind, options = STATEFUL[name]
-    model = AutoModelForCausalLM.from_config(getattr(transformers, kind)(**options)).eval()
+    model = language_model(AutoModelForCausalLM.from_config(getattr(transformers, kind)(**options)))
     batch = collate([prompt_of(5, 2, 1), prompt_of(5, 2, 2)], 0)
-    steered = SteeredLM(model, Intervention.random(model, "residual", [0], norm=1.0))
+    engine = Engine(model)
+    steered = SteeredLM(engine, Intervention.random(model, "residual", [0], norm=1.0))
     try:
         with torch.no_grad(), caplog.at_level(logging.WARNING):
             found = [steered(batch).nll for _ in range(3)]
     finally:
         steered.detach()
     assert caplog.text.count("frozen prefix") == 1
-    assert steered.engine.way is None
+    assert engine.way is None
     with torch.no_grad():
-        plain = SteeredLM(model, steered.intervention, "off")(batch).nll
+        plain = SteeredLM(Engine(model, "off"), steered.intervention)(batch).nll
     assert all(torch.equal(nll, plain) for nll in found)
 
 
@@ -161,8 +167,8 @@ def test_states_that_fold_all_tokens_fall_back_and_say_so_once(name, caplog):
 @pytest.mark.parametrize("size", [0.0, 0.3])
 def test_a_model_whose_cache_lies_is_found_out(caplog, dtype, size):
     """Keys that are cached wrongly change the result after a prefix, and only there; with vectors of zeros too."""
-    model = build("llama").to(dtype)
-    attention = model.model.layers[1].self_attn
+    model = language_model(build("llama").to(dtype))
+    attention = model.llm.model.layers[1].self_attn
     run = attention.forward
 
     def forward(*args, **kwargs):
@@ -184,7 +190,7 @@ def test_a_model_whose_cache_lies_is_found_out(caplog, dtype, size):
 
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "bloom"])
 def test_bf16_agrees_to_its_precision(name):
-    model = build(name).bfloat16()
+    model = language_model(build(name).bfloat16())
     vectors = random_vectors(name, [("heads", 0), ("residual", 1)], 0.3)
     found, way, _ = outcome(model, vectors, "last_prompt", "auto", [BATCH, BATCH])
     expected, *_ = outcome(model, vectors, "last_prompt", "off", [BATCH, BATCH])
@@ -193,7 +199,7 @@ def test_bf16_agrees_to_its_precision(name):
 
 
 def test_autocast_is_compared_by_its_own_precision():
-    model, vectors = shared("llama"), random_vectors("llama", [("heads", 0)], 0.3)
+    model, vectors = model_of("llama"), random_vectors("llama", [("heads", 0)], 0.3)
     with torch.autocast("cpu", torch.bfloat16):
         found, way, _ = outcome(model, vectors, "last_prompt", "auto", [BATCH, BATCH])
         expected, *_ = outcome(model, vectors, "last_prompt", "off", [BATCH, BATCH])
@@ -202,7 +208,7 @@ def test_autocast_is_compared_by_its_own_precision():
 
 
 def test_the_first_batch_may_have_no_prefix_at_all():
-    model, vectors = shared("llama"), random_vectors("llama", [("residual", 0)], 0.3)
+    model, vectors = model_of("llama"), random_vectors("llama", [("residual", 0)], 0.3)
     bare = collate([prompt_of(0, 2, 8), prompt_of(0, 1, 9)], 0)
     order = [bare, BATCH, bare]
     found, way, _ = outcome(model, vectors, "last_prompt", "auto", order)
@@ -224,8 +230,8 @@ def test_the_default_model(default_model):
         prompts.append(Prompt(tuple(ids[:-1]), (ids[-1], *encode(answer))))
     batch = collate(prompts, 0)
     vectors = {("heads", i): 0.02 * torch.randn(576, generator=torch.Generator().manual_seed(i)) for i in (3, 20)}
-    found, way, _ = outcome(default_model.llm, vectors, "last_prompt", "auto", [batch, batch])
-    expected, *_ = outcome(default_model.llm, vectors, "last_prompt", "off", [batch, batch])
+    found, way, _ = outcome(default_model, vectors, "last_prompt", "auto", [batch, batch])
+    expected, *_ = outcome(default_model, vectors, "last_prompt", "off", [batch, batch])
     assert way == "split"
     assert_same(found, expected, 1e-4)  # of the largest entry of a gradient through 27 layers
 
@@ -233,12 +239,12 @@ def test_the_default_model(default_model):
 @pytest.mark.parametrize("key", [("residual", 0), ("heads", 1)])
 def test_other_vectors_on_the_same_model_are_never_missed(key):
     """Attached and detached between steps, below and above, at positions that change the prefix."""
-    model = shared("llama")
+    model = model_of("llama")
     vectors = random_vectors("llama", [("residual", 1)], 0.3)
     other = Intervention(random_vectors("llama", [key], 0.5, seed=7), positions="all")
     found = {}
     for budget in ("auto", "off"):
-        steered = SteeredLM(model, Intervention(vectors), budget)
+        steered = SteeredLM(Engine(model, budget), Intervention(vectors))
         try:
             with torch.no_grad():
                 found[budget] = [steered(BATCH).nll]
@@ -254,17 +260,17 @@ def test_other_vectors_on_the_same_model_are_never_missed(key):
 
 def test_kept_prefixes_are_freed_at_once():
     """Not by the garbage collector, which knows nothing of a device's memory."""
-    model = shared("llama")
-    steered = SteeredLM(model, Intervention(random_vectors("llama", [("residual", 1)])), 0)
+    model = model_of("llama")
+    steered = SteeredLM(Engine(model, 0), Intervention(random_vectors("llama", [("residual", 1)])))
     gc.collect()
     gc.disable()
     try:
         mean_nll(steered(BATCH).nll, BATCH.labels).backward()
-        held = weakref.ref(steered.engine._last.prefix.cache.layers[0].keys)
+        held = weakref.ref(steered._forward._last.prefix.cache.layers[0].keys)
         steered(collate(EXAMPLES[2:4], 0))
         assert held() is None
         steered(BATCH)
-        held = weakref.ref(steered.engine._last.prefix.cache.layers[0].keys)
+        held = weakref.ref(steered._forward._last.prefix.cache.layers[0].keys)
         steered.detach()
         assert held() is None
     finally:
@@ -273,13 +279,14 @@ def test_kept_prefixes_are_freed_at_once():
 
 
 def test_a_first_look_in_inference_mode_spoils_no_training():
-    model, vectors = shared("llama"), random_vectors("llama", [("residual", 0)], 0.3)
-    steered = SteeredLM(model, Intervention(vectors))
+    model, vectors = model_of("llama"), random_vectors("llama", [("residual", 0)], 0.3)
+    engine = Engine(model)
+    steered = SteeredLM(engine, Intervention(vectors))
     try:
         with torch.inference_mode():
             steered(BATCH)
         mean_nll(steered(BATCH).nll, BATCH.labels).backward()
-        assert steered.engine.way == "split"
+        assert engine.way == "split"
     finally:
         steered.detach()
 
@@ -289,7 +296,7 @@ def test_rotations_that_change_with_length_are_not_mixed():
     options = {**CONFIGS["llama"][1], "max_position_embeddings": 2048}
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 280}
     rope |= {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
-    model = AutoModelForCausalLM.from_config(transformers.LlamaConfig(**options, rope_parameters=rope)).eval()
+    model = language_model(AutoModelForCausalLM.from_config(transformers.LlamaConfig(**options, rope_parameters=rope)))
     vectors = random_vectors("llama", [("residual", 0)], 0.3)
     short, long = [prompt_of(n, 1, n) for n in (5, 8)], prompt_of(290, 1, 9)
     order = [collate(short, 0), collate([long, short[0]], 0), collate(short, 0), collate([short[1], long], 0)]

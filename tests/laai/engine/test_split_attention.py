@@ -8,7 +8,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from laai.engine.split_attention import NAME, apart, split_attention, splitting
-from tests.tiny_models import shared, tokens
+from tests.tiny_models import model_of, tokens
 
 
 def draw(*shape, seed=0):
@@ -75,12 +75,12 @@ def test_a_cache_apart_holds_what_it_held():
 
 
 def test_splitting_leaves_the_model_as_it_was():
-    model = shared("llama")
-    before = model.config._attn_implementation
-    expected = model(input_ids=tokens(1, 4)).logits
+    model = model_of("llama")
+    llm, before = model.llm, model.config._attn_implementation
+    expected = llm(input_ids=tokens(1, 4)).logits
     with splitting(model):
         assert model.config._attn_implementation == NAME
         with pytest.raises(AttributeError, match="frozen_prefix"):
-            model(input_ids=tokens(1, 4))
+            llm(input_ids=tokens(1, 4))
     assert model.config._attn_implementation == before
-    assert torch.equal(model(input_ids=tokens(1, 4)).logits, expected)
+    assert torch.equal(llm(input_ids=tokens(1, 4)).logits, expected)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from laai.engine.forward import answer_logits, answer_nll
-from laai.engine.sweep import sweep
+from laai.engine import Engine, answer_logits, answer_nll
 from laai.prompts.batches import IGNORE, Prompt, collate
 from laai.prompts.templates import Template
 from laai.steering.intervention import Intervention
@@ -29,8 +28,8 @@ def one_by_one(model, candidates, scales, prompts):
             with (scale * candidate).on(model), torch.no_grad():
                 for i, prompt in enumerate(prompts):
                     batch = collate([prompt], 0)
-                    nll[c, s, i] = answer_nll(model.llm, batch).sum() / len(prompt.answer)
-                    best = answer_logits(model.llm, batch).argmax(-1)
+                    nll[c, s, i] = answer_nll(model, batch).sum() / len(prompt.answer)
+                    best = answer_logits(model, batch).argmax(-1)
                     greedy[c, s, i] = ((best == batch.labels) | (batch.labels == IGNORE)).all()
     return nll, greedy.bool()
 
@@ -45,7 +44,7 @@ def test_layers_and_scales(character_model, prompts, name, positions):
     whole = Intervention(vectors, positions=positions, scale=0.5)
     candidates = [whole.select(layers=[layer], site=site) for site in sites for layer in (0, 2)] + [whole]
     before = hooks_of(model.llm)
-    scores = sweep(model, candidates, SCALES, prompts, batch_size=4)
+    scores = Engine(model).sweep(candidates, SCALES, prompts, batch_size=4)
     nll, greedy = one_by_one(model, candidates, SCALES, prompts)
     torch.testing.assert_close(scores.nll, nll, rtol=1e-4, atol=1e-4)
     assert torch.equal(scores.greedy, greedy)
@@ -55,7 +54,7 @@ def test_layers_and_scales(character_model, prompts, name, positions):
 def test_norms_are_preserved_where_asked(character_model, prompts):
     model = character_model("llama")
     candidate = Intervention(random_vectors("llama", [("residual", 1)], 2.0), preserve_norm=True)
-    scores = sweep(model, [candidate], SCALES, prompts)
+    scores = Engine(model).sweep([candidate], SCALES, prompts)
     torch.testing.assert_close(scores.nll, one_by_one(model, [candidate], SCALES, prompts)[0], rtol=1e-4, atol=1e-4)
 
 
@@ -65,7 +64,7 @@ def test_a_prefix_is_run_once_for_all(character_model, prompts):
     handle = model.llm.get_input_embeddings().register_forward_hook(lambda _, __, out: runs.append(out.shape[:2]))
     candidates = [Intervention(random_vectors("llama", [("residual", layer)])) for layer in range(LAYERS)]
     try:
-        sweep(model, candidates, SCALES, prompts, batch_size=len(prompts))
+        Engine(model).sweep(candidates, SCALES, prompts, batch_size=len(prompts))
     finally:
         handle.remove()
     longest = max(len(p.prefix) for p in prompts)

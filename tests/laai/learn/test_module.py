@@ -8,11 +8,11 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LambdaCallback
 
 from cast import extract_own
-from laai.engine.forward import mean_nll
+from laai.engine import Engine, mean_nll
 from laai.errors import UserError
 from laai.learn.module import LAAIModule
 from laai.learn.steered import SteeredLM
-from laai.prompts.batches import collate, pad_token
+from laai.prompts.batches import collate
 from laai.prompts.templates import Template
 from laai.runtime.data import encode_training
 from laai.steering.intervention import Intervention
@@ -237,8 +237,8 @@ def test_no_distillation_is_plain_likelihood_learning(learn, tiny, words_data):
     module = learn(steps=3, layers=[0, 2], distill=0.0, data=data, callbacks=[losses])
     assert module.teacher == []
     by_hand = Intervention.zeros(tiny, "heads", [0, 2])
-    batch = collate([p for _, p in encode_training(module.template, data.splits.train)], pad_token(tiny.tokenizer))
-    steered = SteeredLM(tiny.llm, by_hand)
+    batch = collate([p for _, p in encode_training(module.template, data.splits.train)], tiny.pad)
+    steered = SteeredLM(Engine(tiny), by_hand)
     try:
         groups = [{"params": [v], "lr": 0.01 * module.rms[layer]} for (_, layer), v in by_hand.items()]
         optimizer = torch.optim.Adam(groups)

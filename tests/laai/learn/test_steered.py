@@ -5,11 +5,21 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from laai.engine.forward import answer_nll, last_logits, mean_nll
+from laai.engine import Engine, answer_nll, mean_nll
+from laai.engine.forward import last_logits
 from laai.learn.steered import SteeredLM
 from laai.prompts.batches import IGNORE, Prompt, collate
 from laai.steering.intervention import Intervention
-from tests.tiny_models import ARCHITECTURES, build, pad, random_vectors, shared, steered_by_hand, tokens
+from tests.tiny_models import (
+    ARCHITECTURES,
+    build,
+    language_model,
+    model_of,
+    pad,
+    random_vectors,
+    steered_by_hand,
+    tokens,
+)
 
 CLOSE = {"rtol": 0, "atol": 5e-5}  # nats; the values are of size 5
 
@@ -36,9 +46,9 @@ def nll_by_hand(model, name, vectors, positions, prompt):
 @pytest.mark.parametrize("positions", ["last_prompt", "generated", "all"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_loss_of_each_answer_token(name, positions):
-    model, vectors = shared(name), random_vectors(name, [("residual", 0), ("heads", 2)])
+    model, vectors = model_of(name), random_vectors(name, [("residual", 0), ("heads", 2)])
     batch = collate(PROMPTS, pad=0)
-    steered = SteeredLM(model, Intervention(vectors, positions=positions))
+    steered = SteeredLM(Engine(model), Intervention(vectors, positions=positions))
     try:
         with torch.no_grad():
             nll = steered(batch).nll
@@ -47,24 +57,24 @@ def test_loss_of_each_answer_token(name, positions):
     assert nll.shape == batch.labels.shape
     assert nll.dtype == torch.float32
     for row, prompt in enumerate(PROMPTS):
-        expected = nll_by_hand(model, name, vectors, positions, prompt)
+        expected = nll_by_hand(model.llm, name, vectors, positions, prompt)
         torch.testing.assert_close(nll[row, : len(expected)], torch.tensor(expected), **CLOSE)
         assert not nll[row, len(expected) :].any()
-        plain = nll_by_hand(model, name, {}, positions, prompt)
+        plain = nll_by_hand(model.llm, name, {}, positions, prompt)
         torch.testing.assert_close(answer_nll(model, batch)[row, : len(plain)].detach(), torch.tensor(plain), **CLOSE)
-    total = sum(nll_by_hand(model, name, vectors, positions, p)[j] for p in PROMPTS for j in range(len(p.answer)))
+    total = sum(nll_by_hand(model.llm, name, vectors, positions, p)[j] for p in PROMPTS for j in range(len(p.answer)))
     assert mean_nll(nll, batch.labels).item() == pytest.approx(total / 6, abs=1e-4)
 
 
 @pytest.mark.parametrize("positions", ["last_prompt", "generated", "all"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_frozen_prefix_changes_neither_loss_nor_gradient(name, positions):
-    model, vectors = shared(name), random_vectors(name, [("residual", 0), ("heads", 2)], 0.3)
+    model, vectors = model_of(name), random_vectors(name, [("residual", 0), ("heads", 2)], 0.3)
     batches = [collate(PROMPTS, pad=0), collate(PROMPTS[::-1], pad=0)]
     found, runs = {}, []
-    handle = model.get_input_embeddings().register_forward_hook(lambda _, __, out: runs.append(out.shape[1]))
+    handle = model.llm.get_input_embeddings().register_forward_hook(lambda _, __, out: runs.append(out.shape[1]))
     for frozen in (False, True):
-        steered = SteeredLM(model, Intervention(vectors, positions=positions), prefix_cache="auto" if frozen else "off")
+        steered = SteeredLM(Engine(model, "auto" if frozen else "off"), Intervention(vectors, positions=positions))
         try:
             for step, batch in enumerate((batches[0], batches[0], batches[1], batches[0])):
                 runs.clear()
@@ -96,7 +106,7 @@ def test_inside_peft_positions_follow_the_mask(name):
     target = {"llama": "o_proj", "gpt2": "c_proj", "opt": "out_proj"}[name]
     options = {"target_modules": [target], "init_lora_weights": False, "fan_in_fan_out": name == "gpt2"}
     wrapped = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options)).eval()
-    nll = answer_nll(wrapped, collate(PROMPTS, pad=0)).detach()
+    nll = answer_nll(language_model(wrapped), collate(PROMPTS, pad=0)).detach()
     for row, prompt in enumerate(PROMPTS):
         expected = nll_by_hand(model, name, {}, "all", prompt)
         torch.testing.assert_close(nll[row, : len(expected)], torch.tensor(expected), **CLOSE)
@@ -104,7 +114,7 @@ def test_inside_peft_positions_follow_the_mask(name):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_last_logits_are_those_of_the_last_columns(name):
-    model = shared(name)
+    model = model_of(name)
     ids, mask = pad([tokens(1, 5)[0], tokens(1, 3)[0]], "left")
     with torch.no_grad():
         found, whole = last_logits(model, ids, mask, keep=2), last_logits(model, ids, mask, keep=5)
@@ -113,49 +123,47 @@ def test_last_logits_are_those_of_the_last_columns(name):
 
 
 def test_gradient_reaches_the_vectors_and_nothing_else():
-    model = build("llama")
-    model.requires_grad_(True)
-    steered = SteeredLM(model, Intervention.zeros(model, "heads", [0, 1, 2]))
+    model = language_model(build("llama"))
+    steered = SteeredLM(Engine(model), Intervention.zeros(model, "heads", [0, 1, 2]))
     trained = {n for n, p in steered.named_parameters() if p.requires_grad}
     assert trained == {n for n, _ in steered.named_parameters() if n.startswith("intervention.")}
     assert len(trained) == 3
     batch = collate(PROMPTS, pad=0)
     mean_nll(steered(batch).nll, batch.labels).backward()
-    assert all(p.grad is None for p in model.parameters())
+    assert all(p.grad is None for p in model.llm.parameters())
     for vector in steered.intervention.parameters():
         assert vector.grad.isfinite().all()
         assert vector.grad.abs().max() > 0
 
 
 def test_training_mode_does_not_reach_the_model():
-    model = build("gpt2")
-    model.transformer.drop = nn.Dropout(0.5)
-    batch = collate(PROMPTS, pad=0)
-    expected = answer_nll(model.eval(), batch).detach()
-    model.train()
-    steered = SteeredLM(model, Intervention.zeros(model, "residual", [0]))
+    llm = build("gpt2").train()
+    llm.transformer.drop = nn.Dropout(0.5)
+    model, batch = language_model(llm), collate(PROMPTS, pad=0)
+    expected = answer_nll(model, batch).detach()
+    steered = SteeredLM(Engine(model), Intervention.zeros(model, "residual", [0]))
     for returned in (steered, steered.train(), steered.train(False), steered.train(True)):
         assert returned is steered
-        assert not any(module.training for module in model.modules())
+        assert not any(module.training for module in llm.modules())
     assert steered.training
     assert steered.intervention.training
     torch.testing.assert_close(steered(batch).nll.detach(), expected, **CLOSE)
 
 
 def test_detach_restores():
-    model, batch = build("llama"), collate(PROMPTS, pad=0)
+    model, batch = language_model(build("llama")), collate(PROMPTS, pad=0)
     before = answer_nll(model, batch).detach()
-    steered = SteeredLM(model, Intervention.random(model, "residual", [0], norm=10.0))
+    steered = SteeredLM(Engine(model), Intervention.random(model, "residual", [0], norm=10.0))
     assert not torch.allclose(steered(batch).nll, before, atol=1e-2)
     steered.detach()
     steered.detach()  # a second time does nothing
     assert torch.equal(answer_nll(model, batch).detach(), before)
-    assert "generate" not in vars(model)
+    assert "generate" not in vars(model.llm)
 
 
 def test_a_step_on_the_vectors_lowers_the_loss():
-    model, batch = build("llama"), collate(PROMPTS, pad=0)
-    steered = SteeredLM(model, Intervention.zeros(model, "residual", [1], positions="generated"))
+    model, batch = language_model(build("llama")), collate(PROMPTS, pad=0)
+    steered = SteeredLM(Engine(model), Intervention.zeros(model, "residual", [1], positions="generated"))
     optimiser, losses = torch.optim.Adam(steered.intervention.parameters(), lr=0.05), []
     for _ in range(20):
         loss = mean_nll(steered(batch).nll, batch.labels)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from laai.engine.forward import answer_logits, token_divergence
+from laai.engine import Engine, answer_logits, token_divergence
 from laai.learn.steered import SteeredLM
 from laai.learn.teacher import few_shot_teacher
-from laai.prompts.batches import IGNORE, collate, pad_token
+from laai.prompts.batches import IGNORE, collate
 from laai.prompts.demonstrations import MAX_SHOTS, other_examples
 from laai.prompts.templates import Template
 from laai.runtime.data import encode_training
@@ -38,7 +38,7 @@ def log_probs_by_hand(model, prompt, answer):
 def test_the_teacher_is_the_model_behind_the_other_examples(tiny, style):
     """Answers of one and of several tokens, in batches with padding on both sides."""
     template, examples = Template(tiny.tokenizer, TASK, style), TASK.examples
-    teacher = few_shot_teacher(tiny.llm, template, examples, batch_size=3)
+    teacher = few_shot_teacher(Engine(tiny), template, examples, batch_size=3)
     answers = [template.encode(e.input, answer=e.output).answer for e in examples]
     assert len({len(answer) for answer in answers}) > 1
     for i, example in enumerate(examples):
@@ -54,11 +54,9 @@ def test_the_teacher_is_the_model_behind_the_other_examples(tiny, style):
 def test_rows_of_a_teacher_stand_at_the_batch_s_labels(tiny):
     """Joined in the batch's order, row k of the teacher belongs to the k-th labelled token."""
     template, examples = Template(tiny.tokenizer, TASK), TASK.examples
-    teacher = few_shot_teacher(tiny.llm, template, examples)
+    teacher = few_shot_teacher(Engine(tiny), template, examples)
     order = [3, 0, 4]
-    batch = collate(
-        [template.encode(examples[i].input, answer=examples[i].output) for i in order], pad_token(tiny.tokenizer), order
-    )
+    batch = collate([template.encode(examples[i].input, answer=examples[i].output) for i in order], tiny.pad, order)
     joined = torch.cat([teacher[i] for i in batch.rows.tolist()])
     labels = batch.labels[batch.labels != IGNORE]
     assert len(joined) == len(labels)
@@ -108,9 +106,9 @@ def test_divergence_of_two_answers_worked_out_by_hand():
 
 def test_a_model_does_not_diverge_from_itself(tiny):
     template = Template(tiny.tokenizer, TASK)
-    batch = collate([template.encode(e.input, answer=e.output) for e in TASK.examples], pad_token(tiny.tokenizer))
+    batch = collate([template.encode(e.input, answer=e.output) for e in TASK.examples], tiny.pad)
     with torch.no_grad():
-        logits = answer_logits(tiny.llm, batch)
+        logits = answer_logits(tiny, batch)
     teacher = logits[batch.labels != IGNORE].log_softmax(-1)
     assert float(token_divergence(logits, teacher, batch.labels).abs().max()) < 1e-5
     other = token_divergence(logits, teacher.flip(-1), batch.labels)
@@ -121,9 +119,9 @@ def test_a_model_does_not_diverge_from_itself(tiny):
 @pytest.mark.parametrize("positions", ["last_prompt", "all"])
 def test_the_gradient_of_the_divergence_reaches_the_vectors_alone(tiny, positions):
     template, examples = Template(tiny.tokenizer, TASK), TASK.examples
-    teacher = few_shot_teacher(tiny.llm, template, examples)
-    batch = collate([template.encode(e.input, answer=e.output) for e in examples], pad_token(tiny.tokenizer))
-    steered = SteeredLM(tiny.llm, Intervention.zeros(tiny, "heads", [0, 1], positions=positions))
+    teacher = few_shot_teacher(Engine(tiny), template, examples)
+    batch = collate([template.encode(e.input, answer=e.output) for e in examples], tiny.pad)
+    steered = SteeredLM(Engine(tiny), Intervention.zeros(tiny, "heads", [0, 1], positions=positions))
     try:
         losses = steered(batch, torch.cat(teacher))
         assert losses.divergence.shape == batch.labels.shape
@@ -139,9 +137,9 @@ def test_the_gradient_of_the_divergence_reaches_the_vectors_alone(tiny, position
 def losses_of(module, data):
     """Mean negative log-likelihood and mean divergence from the teacher per answer token, of what was learned."""
     examples, model = data.splits.train, module.language_model
-    teacher = few_shot_teacher(model.llm, module.template, examples)
-    batch = collate([prompt for _, prompt in encode_training(module.template, examples)], pad_token(model.tokenizer))
-    steered = SteeredLM(model.llm, module.intervention)
+    teacher = few_shot_teacher(Engine(model), module.template, examples)
+    batch = collate([prompt for _, prompt in encode_training(module.template, examples)], model.pad)
+    steered = SteeredLM(Engine(model), module.intervention)
     try:
         with torch.no_grad():
             losses = steered(batch, torch.cat(teacher))

@@ -133,9 +133,11 @@ def test_unknown_dtype_lists_the_choices(dtype):
 
 def test_padding_falls_back_to_unknown_then_refuses():
     llm = LlamaForCausalLM(build_config())
-    assert LanguageModel(llm, build_tokenizer(unk_token="<|endoftext|>")).tokenizer.pad_token == "<|endoftext|>"
+    unknown = LanguageModel(llm, build_tokenizer(unk_token="<|endoftext|>"))
+    assert (unknown.tokenizer.pad_token, unknown.pad) == ("<|endoftext|>", 0)
+    assert LanguageModel(llm, build_tokenizer(unk_token="<|endoftext|>", eos_token="<|im_end|>")).pad == 2
     kept = LanguageModel(llm, build_tokenizer(pad_token="<|im_start|>", eos_token="<|im_end|>"))
-    assert kept.tokenizer.pad_token == "<|im_start|>"
+    assert (kept.tokenizer.pad_token, kept.pad) == ("<|im_start|>", 1)
     with pytest.raises(UserError, match=r"set tokenizer\.pad_token"):
         LanguageModel(llm, build_tokenizer())
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cast import CastStart
+from laai.engine import Engine
 from laai.errors import UserError
 from laai.evaluation.arms import Evaluation, Method
 from laai.learn.steered import SteeredLM
@@ -58,7 +59,7 @@ def test_one_process_may_spread_the_model(learn, tiny_folder, words_data):
     assert module.trainer.global_step == 2
     spread = load_model(str(tiny_folder))
     spread.llm.hf_device_map = {"model.embed_tokens": 0, "model.layers": 1}
-    steered = SteeredLM(spread, Intervention.zeros(spread, "heads", [1]))
+    steered = SteeredLM(Engine(spread), Intervention.zeros(spread, "heads", [1]))
     evaluation = Evaluation(spread, words_data(), Method("zero-shot"))
     spread.to(torch.device("meta"))
     for module in (steered, evaluation):

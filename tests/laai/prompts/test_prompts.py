@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from laai.errors import UserError
 from laai.models.loading import load_model
-from laai.prompts.batches import IGNORE, Prompt, collate, pad_token
+from laai.prompts.batches import IGNORE, Prompt, collate
 from laai.prompts.templates import Template
 from laai.tasks.examples import Example, Task
 
@@ -214,13 +214,6 @@ def test_each_label_is_the_token_after_its_position(prompts):
         assert batch.prefix_ids[row][batch.prefix_mask[row].bool()].tolist() == list(prompt.prefix)
         for j, label in enumerate(batch.labels[row].tolist()):
             assert label == (prompt.suffix[j + 1] if j + 1 < len(prompt.suffix) else IGNORE)
-
-
-def test_pad_token():
-    assert pad_token(tokenizer("default")) == tokenizer("default").pad_token_id
-    assert pad_token(chat_tokenizer(None, pad_token="<s>", eos_token="</s>")) == 1
-    assert pad_token(chat_tokenizer(None, eos_token="</s>")) == 2
-    assert pad_token(chat_tokenizer(None)) == 0
 
 
 def test_an_answer_with_a_line_break_needs_a_chat():

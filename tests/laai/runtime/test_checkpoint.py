@@ -61,7 +61,7 @@ def test_resuming_in_the_middle_of_an_epoch(learn, quiet_trainer, words_data, tm
     saver.save_top_k = -1
     trainer = quiet_trainer(max_steps=9, enable_checkpointing=True, callbacks=[CastStart(), StopAtLoss(0.0), saver])
     whole = learn(trainer=trainer, data=data, **options)
-    assert whole.steered.engine.way is not None
+    assert whole.engine.way is not None
     for step in range(1, 9):
         callbacks = [StopAtLoss(0.0), RunCheckpoint(tmp_path / "other")]
         trainer = quiet_trainer(max_steps=9, enable_checkpointing=True, callbacks=[CastStart(), *callbacks])

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from laai.errors import UserError
 from laai.models.loading import load_model
-from laai.models.sharding import is_sharded, load_sharded
+from laai.models.sharding import load_sharded
 from laai.runtime.strategy import average_gradients, check_equal
 from laai.steering.intervention import Intervention
 from tests.forked import CONTEXT
@@ -53,8 +53,8 @@ def shards_compute_the_same(rank, folder, dtype):
     mesh = init_device_mesh("cpu", (2,))
     whole = load_model(folder, dtype=dtype)
     model = load_sharded(folder, dtype, mesh, torch.device("cpu"))
-    assert is_sharded(model.llm)
-    assert not is_sharded(whole.llm)
+    assert model.sharded
+    assert not whole.sharded
     assert model.identity == whole.identity
     for name, parameter in model.llm.named_parameters():
         assert isinstance(parameter, DTensor), name

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from laai.engine import started as batches
+from laai.engine import Engine
+from laai.engine import beginnings as engine_beginnings
 from laai.engine.beginnings import common_length
-from laai.engine.started import Reuse
 from laai.errors import UserError
 from laai.evaluation.measuring import choose_options, measure
 from laai.learn.teacher import few_shot_teacher
@@ -87,7 +87,7 @@ def test_measure_equals_loops_by_hand(character_model, letter_task, name, shots)
     model = character_model(name)
     template, examples = Template(model.tokenizer, letter_task), letter_task.examples[3:]
     demonstrations = letter_task.examples[:shots]
-    measured = measure(model.llm, template, numbered(examples), demonstrations, batch_size=4)
+    measured = measure(model, template, numbered(examples), demonstrations, batch_size=4)
     assert_same(measured, measure_by_hand(model, template, examples, demonstrations))
 
 
@@ -102,9 +102,9 @@ def test_steered_behind_a_shared_beginning(character_model, letter_task, monkeyp
     )
     vectors = random_vectors(name, [("residual", 0), ("heads", 1)], 0.5)
     with Intervention(vectors, positions=positions).on(model):
-        shared = measure(model.llm, template, numbered(examples), shots, batch_size=4)
-        monkeypatch.setattr(batches, "share_prefix", lambda *_: None)
-        unshared = measure(model.llm, template, numbered(examples), shots, batch_size=4)
+        shared = measure(model, template, numbered(examples), shots, batch_size=4)
+        monkeypatch.setattr(engine_beginnings, "WORTHWHILE", 10**6)
+        unshared = measure(model, template, numbered(examples), shots, batch_size=4)
     by_hand = measure_by_hand(model, template, examples, shots, vectors, positions)
     assert_same(unshared, by_hand)
     assert_same(shared, by_hand)
@@ -116,17 +116,17 @@ def test_what_was_run_before_is_reused(character_model, letter_task, name, posit
     """Prefixes that were kept without any vector, used under one; and a common beginning run once for two calls."""
     model, runs = character_model(name), []
     template, examples = Template(model.tokenizer, letter_task), letter_task.examples[3:]
-    shots, reuse = letter_task.examples[:3], Reuse()
-    measure(model.llm, template, numbered(examples), batch_size=4, reuse=reuse)
-    measure(model.llm, template, numbered(examples[:2]), shots, batch_size=4, reuse=reuse)
+    shots, engine = letter_task.examples[:3], Engine(model)
+    measure(model, template, numbered(examples), batch_size=4, engine=engine)
+    measure(model, template, numbered(examples[:2]), shots, batch_size=4, engine=engine)
     vectors = random_vectors(name, [("residual", 0), ("heads", 1)], 0.5) if positions else {}
     handle = model.llm.get_input_embeddings().register_forward_hook(lambda _, __, out: runs.append(out.shape[1]))
     try:
         with Intervention(vectors, positions=positions or "last_prompt").on(model):
-            zero_shot = measure(model.llm, template, numbered(examples), batch_size=3, reuse=reuse)
+            zero_shot = measure(model, template, numbered(examples), batch_size=3, engine=engine)
             longest = max(len(template.encode(e.input, answer=e.output).suffix) for e in examples)
             assert max(runs) <= longest, "suffixes alone"
-            few_shot = measure(model.llm, template, numbered(examples), shots, batch_size=4, reuse=reuse)
+            few_shot = measure(model, template, numbered(examples), shots, batch_size=4, engine=engine)
             assert max(runs) < len(template.encode("", shots).prefix)
     finally:
         handle.remove()
@@ -142,7 +142,7 @@ def test_a_query_behind_demonstrations_is_run_once(character_model, letter_task,
     examples = [e for e in letter_task.examples[3:] if e.choices][:4]
     handle = model.llm.get_input_embeddings().register_forward_hook(lambda _, __, out: ran.append(out.shape[:2]))
     try:
-        measure(model.llm, template, numbered(examples), shots, reuse=Reuse())
+        measure(model, template, numbered(examples), shots, engine=Engine(model))
     finally:
         handle.remove()
     prompts = [template.encode(e.input, shots, e.output) for e in examples]
@@ -155,23 +155,25 @@ def test_a_query_behind_demonstrations_is_run_once(character_model, letter_task,
 
 
 def test_a_query_is_charged_its_share_of_the_common_beginning(character_model, letter_task):
-    model, reuse = character_model("llama"), Reuse()
+    model = character_model("llama")
+    engine = Engine(model)
     template, shots = Template(model.tokenizer, letter_task), letter_task.examples[:3]
     examples = letter_task.examples[3:7]
-    measure(model.llm, template, numbered(examples), shots, reuse=reuse)
-    reuse._beginnings = {ids: (shared, 4000.0) for ids, (shared, _) in reuse._beginnings.items()}
-    for one in measure(model.llm, template, numbered(examples), shots, reuse=reuse):
+    measure(model, template, numbered(examples), shots, engine=engine)
+    kept = engine._beginnings.kept
+    kept |= {ids: replace(beginning, seconds=4000.0) for ids, beginning in kept.items()}
+    for one in measure(model, template, numbered(examples), shots, engine=engine):
         assert 1000 <= one.seconds < 1100
 
 
 def test_batches_do_not_change_what_is_measured(tiny, word_task):
     template, examples = Template(tiny.tokenizer, word_task), numbered(word_task.examples[:9])
-    one, all_at_once = (measure(tiny.llm, template, examples, batch_size=size) for size in (1, 100))
+    one, all_at_once = (measure(tiny, template, examples, batch_size=size) for size in (1, 100))
     for a, b in zip(one, all_at_once, strict=True):
         assert a.nll == pytest.approx(b.nll, **CLOSE)
         assert (a.answer, a.choice_sum, a.choice_mean) == (b.answer, b.choice_sum, b.choice_mean)
-    assert measure(tiny.llm, template, []) == []
-    assert measure(tiny.llm, template, examples[4:5])[0].nll == pytest.approx(one[4].nll, **CLOSE)
+    assert measure(tiny, template, []) == []
+    assert measure(tiny, template, examples[4:5])[0].nll == pytest.approx(one[4].nll, **CLOSE)
 
 
 def test_generation_is_greedy_whatever_the_model_ships_as_default(character_model, letter_task, monkeypatch):
@@ -187,7 +189,7 @@ def test_generation_is_greedy_whatever_the_model_ships_as_default(character_mode
     changed = type(before)(**(before.to_dict() | {"repetition_penalty": 5.0, "do_sample": True, "temperature": 3.0}))
     changed.suppress_tokens = [int(greedy_by_hand(model, template.encode("a", shots), 1, {}, "all")[0])]
     monkeypatch.setattr(model.llm, "generation_config", changed)
-    assert_same(measure(model.llm, template, numbered(examples), shots), by_hand)
+    assert_same(measure(model, template, numbered(examples), shots), by_hand)
     assert model.llm.generation_config is changed
 
 
@@ -203,14 +205,14 @@ def test_an_option_that_begins_another_can_lose_to_it(tiny):
     labels = ("agree", "agree strongly", "no")
     task = Task("views", tuple(Example(f"view {i}", labels[i % 3], labels) for i in range(6)))
     template = Template(tiny.tokenizer, task)
-    (found, *_) = choose_options(tiny.llm, template, task.examples[:1])
+    (found, *_) = choose_options(tiny, template, task.examples[:1])
     with_ends = [template.encode("view 0", answer=label) for label in labels]
     by_hand = [sum(nll_by_hand(tiny, prompt, {}, "last_prompt")) for prompt in with_ends]
     assert found.nlls == pytest.approx(by_hand, **CLOSE)
     twice = ("yes", "no", "no")
     plain = replace(task, examples=tuple(Example(f"view {i}", "no", twice, 2) for i in range(2)))
-    (found, *_) = choose_options(tiny.llm, Template(tiny.tokenizer, plain), plain.examples)
-    (measured, _) = measure(tiny.llm, Template(tiny.tokenizer, plain), numbered(plain.examples))
+    (found, *_) = choose_options(tiny, Template(tiny.tokenizer, plain), plain.examples)
+    (measured, _) = measure(tiny, Template(tiny.tokenizer, plain), numbered(plain.examples))
     assert measured.choice_sum is (found.nlls[1] < found.nlls[0]), (
         "an answer that stands there twice is right as either"
     )
@@ -229,7 +231,7 @@ def test_batches_by_length():
 def test_chat_prompts_by_hand(tiny, word_task):
     template, examples = Template(tiny.tokenizer, word_task, "chat"), word_task.examples[:4]
     shots = word_task.examples[4:6]
-    measured = measure(tiny.llm, template, numbered(examples), shots)
+    measured = measure(tiny, template, numbered(examples), shots)
     for m, e in zip(measured, examples, strict=True):
         text = tiny.tokenizer.apply_chat_template(
             [
@@ -258,12 +260,12 @@ def test_prompts_longer_than_a_table_of_positions_are_refused(character_model, n
     fits, long = ("a" * (limit - 4), "a" * (limit + 1))
     task = Task("long", (Example(fits, "b"), Example(long, "b")), input_prefix="", answer_prefix=">")
     template = Template(model.tokenizer, task)
-    assert len(measure(model.llm, template, [(0, Example("a", "b"))])) == 1
+    assert len(measure(model, template, [(0, Example("a", "b"))])) == 1
     if not learned:
         with pytest.warns(UserWarning, match=f"longer than the {limit} tokens that this model was made for"):
-            assert len(measure(model.llm, template, [(0, task.examples[1])])) == 1
+            assert len(measure(model, template, [(0, task.examples[1])])) == 1
         return
     with pytest.raises(UserError, match=f"more than {limit} positions"):
-        measure(model.llm, template, [(0, task.examples[1])])
+        measure(model, template, [(0, task.examples[1])])
     with pytest.raises(UserError, match=f"more than {limit} positions"):
-        few_shot_teacher(model.llm, template, 3 * task.examples)
+        few_shot_teacher(Engine(model), template, 3 * task.examples)

@@ -7,10 +7,10 @@ import torch
 
 from laai.engine import store as prefix_store
 from laai.engine.forward import answer_nll
-from laai.engine.prefix import Prefix, prefix_of, rows_of, run_prefix, stack_rows
-from laai.engine.store import PrefixStore, free_bytes
+from laai.engine.prefix import Prefix, rows_of, run_prefix, stack_rows
+from laai.engine.store import Memory, PrefixStore, free_bytes
 from laai.prompts.batches import Prompt, collate
-from tests.tiny_models import ARCHITECTURES, LAYERS, WINDOW, shared, tokens
+from tests.tiny_models import ARCHITECTURES, LAYERS, WINDOW, model_of, tokens
 
 CPU = torch.device("cpu")
 LENGTHS = (9, 2, 0, 5)
@@ -32,7 +32,7 @@ def name(request):
 @torch.no_grad()
 def test_rows_put_together_again_continue_as_before(name):
     """In another order and with less padding; windows hold no more than they can see."""
-    model, order = shared(name), [3, 1, 0]
+    model, order = model_of(name), [3, 1, 0]
     batch = collate(EXAMPLES, 0)
     rows = rows_of(run_prefix(model, batch.prefix_ids, batch.prefix_mask))
     assert [row.length for row in rows] == list(LENGTHS)
@@ -51,13 +51,13 @@ def counting(model):
 
     def run(ids, mask):
         ran.append(tuple(ids.shape))
-        return prefix_of(model, ids, mask)
+        return run_prefix(model, ids, mask)
 
     return run, ran
 
 
 def test_only_what_is_missing_is_run():
-    store, (run, ran) = PrefixStore(), counting(shared("llama"))
+    store, (run, ran) = PrefixStore(), counting(model_of("llama"))
     store.fetch(collate(EXAMPLES[1:], 0), run)
     store.fetch(collate(EXAMPLES, 0), run)
     store.fetch(collate(EXAMPLES[::-1], 0), run)
@@ -72,7 +72,7 @@ def test_only_what_is_missing_is_run():
 
 
 def test_a_batch_that_is_kept_whole_is_kept_without_a_copy():
-    store, (run, _) = PrefixStore(), counting(shared("llama"))
+    store, (run, _) = PrefixStore(), counting(model_of("llama"))
     batch = collate([example(6, 1), example(6, 2), example(5, 3)], 0)
     prefix = store.fetch(batch, run)
     storages = {layer.keys.untyped_storage().data_ptr() for layer in prefix.cache.layers}
@@ -83,7 +83,7 @@ def test_a_batch_that_is_kept_whole_is_kept_without_a_copy():
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text"])
 def test_no_more_is_held_than_is_counted(name):
     """With much padding, tokens that slid out of a window, and batches that are known in part."""
-    store, (run, _) = PrefixStore(), counting(shared(name))
+    store, (run, _) = PrefixStore(), counting(model_of(name))
     for rows in (EXAMPLES, [*EXAMPLES, example(8, 7)], [example(30, 8), *EXAMPLES[1:3]]):
         store.fetch(collate(rows, 0), run)
     tensors = [t for row in store._rows.values() for pair in row.layers for t in pair]
@@ -93,7 +93,7 @@ def test_no_more_is_held_than_is_counted(name):
 
 def test_part_of_a_batch_holds_no_memory_of_the_rest():
     per_token = 2 * LAYERS * 16 * 4
-    store, (run, ran) = PrefixStore(per_token * 11), counting(shared("llama"))
+    store, (run, ran) = PrefixStore(Memory(per_token * 11)), counting(model_of("llama"))
     store.fetch(collate(EXAMPLES, 0), run)
     assert len(store) == 3  # 9 + 2 + 0 tokens
     for row in store._rows.values():
@@ -103,7 +103,7 @@ def test_part_of_a_batch_holds_no_memory_of_the_rest():
 
 
 def test_states_of_suffixes():
-    store, (run, _) = PrefixStore(), counting(shared("llama"))
+    store, (run, _) = PrefixStore(), counting(model_of("llama"))
     longer = Prompt(EXAMPLES[1].prefix, (*EXAMPLES[1].suffix, 5))
     batch = collate([EXAMPLES[0], longer], 0)
     store.fetch(batch, run)
@@ -143,14 +143,14 @@ def test_what_the_device_cannot_hold_goes_to_the_host(monkeypatch):
     """Both are the CPU here; what counts is the second place's share."""
     meta = torch.device("meta")
     monkeypatch.setattr(prefix_store, "free_bytes", lambda *_: {CPU: 2 * LAYERS * 16 * 4 * 9, meta: 10**9})
-    store, (run, _) = PrefixStore(), counting(shared("llama"))
+    store, (run, _) = PrefixStore(), counting(model_of("llama"))
     store.fetch(collate(EXAMPLES, 0), run)
     homes = [row.layers[0][0].device for row in store._rows.values()]
     assert homes == [CPU, meta, CPU, meta]
 
 
 def test_repeated_rows_share_or_copy():
-    model = shared("llama")
+    model = model_of("llama")
     batch = collate(EXAMPLES[:2], 0)
     prefix = run_prefix(model, batch.prefix_ids, batch.prefix_mask)
     assert isinstance(prefix, Prefix)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from laai.engine.beginnings import WORTHWHILE, common_length, share_prefix
+from laai.engine.beginnings import WORTHWHILE, begin, common_length
 from laai.engine.forward import answer_nll
 from laai.prompts.batches import Prompt, collate
 from laai.steering.intervention import Intervention
-from tests.tiny_models import ARCHITECTURES, random_vectors, shared, tokens
+from tests.tiny_models import ARCHITECTURES, model_of, random_vectors, tokens
 
 COMMON = 12
 
@@ -24,10 +24,10 @@ def prompts(lengths=(3, 3, 3), common=COMMON):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @torch.no_grad()
 def test_likelihoods_are_those_of_whole_prompts(name, positions):
-    model, rows = shared(name), prompts()
+    model, rows = model_of(name), prompts()
     vectors = random_vectors(name, [("residual", 0), ("heads", 2)], 0.5 if positions else 0.0)
     with Intervention(vectors, positions=positions or "all").on(model):
-        beginning = share_prefix(model, rows)
+        beginning = begin(model, rows)
         assert beginning is not None
         assert len(beginning) == COMMON
         rests = [beginning.without(row) for row in rows]
@@ -40,17 +40,17 @@ def test_likelihoods_are_those_of_whole_prompts(name, positions):
 
 
 def test_no_beginning_worth_sharing():
-    model = shared("llama")
-    assert share_prefix(model, prompts(common=WORTHWHILE - 1)) is None
-    assert share_prefix(model, prompts()[:1]) is None
-    assert share_prefix(model, []) is None
-    assert share_prefix(model, prompts(common=WORTHWHILE)) is not None
+    model = model_of("llama")
+    assert begin(model, prompts(common=WORTHWHILE - 1)) is None
+    assert begin(model, prompts()[:1]) is None
+    assert begin(model, []) is None
+    assert begin(model, prompts(common=WORTHWHILE)) is not None
 
 
-def test_the_last_prompt_token_is_never_shared():
+def test_the_last_prompt_token_is_never_model_of():
     """A vector at that token would not act on a cache."""
     rows = [Prompt(tuple(range(3, 15)), (15, 16)), Prompt(tuple(range(3, 15)), (15, 17))]
-    beginning = share_prefix(shared("llama"), rows)
+    beginning = begin(model_of("llama"), rows)
     assert len(beginning) == 12
     assert beginning.without(rows[0]) == Prompt((), (15, 16))
 

@@ -7,11 +7,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from laai.engine.activations import last_token_statistics
-from laai.engine.forward import mean_nll
+from laai.engine import Engine, mean_nll
 from laai.errors import UserError
-from laai.learn import layer_race as layer_profile
-from laai.learn.layer_race import LayerProfile, profile_layers
+from laai.learn.layer_race import LayerProfile, _spread, profile_layers
 from laai.learn.monitor import profile_figure
 from laai.learn.steered import SteeredLM
 from laai.prompts.batches import collate
@@ -30,8 +28,8 @@ def prompts(tiny, word_task):
 def fitted_apart(model, site, positions, layer, learn, held, steps, rate):
     """Held-out loss of one vector that learned from `learn`, by whole forwards."""
     start = Intervention.zeros(model, site, [layer], positions=positions)
-    steered = SteeredLM(model.llm, start, "off")
-    step = rate * last_token_statistics(model.llm, [*learn, *held], site, [layer], pad=0).rms(layer)
+    steered = SteeredLM(Engine(model, "off"), start)
+    step = rate * Engine(model).activation_rms([*learn, *held], site, [layer])[layer]
     try:
         optimizer = torch.optim.Adam(steered.intervention.parameters(), lr=step)
         for _ in range(steps):
@@ -49,7 +47,7 @@ def fitted_apart(model, site, positions, layer, learn, held, steps, rate):
 @pytest.mark.parametrize("positions", ["last_prompt", "generated", "all"])
 @pytest.mark.parametrize("site", ["residual", "heads"])
 def test_each_layer_scores_as_two_fits_by_whole_forwards(tiny, prompts, site, positions):
-    profile = profile_layers(tiny, site, positions, prompts, rounds=ONE_ROUND, rate=0.05)
+    profile = profile_layers(Engine(tiny), site, positions, prompts, rounds=ONE_ROUND, rate=0.05)
     for layer in range(3):
         halves = prompts[::2], prompts[1::2]
         apart = [fitted_apart(tiny, site, positions, layer, *pair, 4, 0.05) for pair in (halves, halves[::-1])]
@@ -61,8 +59,8 @@ def test_each_layer_scores_as_two_fits_by_whole_forwards(tiny, prompts, site, po
 
 
 def test_the_better_ones_go_on(tiny, prompts):
-    first = profile_layers(tiny, "residual", "last_prompt", prompts, rounds=[(3, 2)])
-    raced = profile_layers(tiny, "residual", "last_prompt", prompts, rounds=[(3, 2), (2, 3), (1, 1)])
+    first = profile_layers(Engine(tiny), "residual", "last_prompt", prompts, rounds=[(3, 2)])
+    raced = profile_layers(Engine(tiny), "residual", "last_prompt", prompts, rounds=[(3, 2), (2, 3), (1, 1)])
     order = sorted(first.nll, key=first.nll.get)
     assert raced.steps[order[2]] == 2
     assert raced.nll[order[2]] == pytest.approx(first.nll[order[2]])
@@ -72,7 +70,7 @@ def test_the_better_ones_go_on(tiny, prompts):
 
 def test_the_model_is_untouched(tiny, prompts, weights):
     before = weights(tiny.llm)
-    chosen = {profile_layers(tiny, "heads", "last_prompt", prompts, rounds=ONE_ROUND).best for _ in range(2)}
+    chosen = {profile_layers(Engine(tiny), "heads", "last_prompt", prompts, rounds=ONE_ROUND).best for _ in range(2)}
     assert len(chosen) == 1
     after = tiny.llm.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -88,7 +86,7 @@ def test_prefixes_are_run_once(tiny, prompts):
             lambda _, __, out, r=runs: r.append(out.shape[1])
         )
         try:
-            profile_layers(tiny, "residual", "last_prompt", prompts, rounds=[(3, steps)])
+            profile_layers(Engine(tiny), "residual", "last_prompt", prompts, rounds=[(3, steps)])
         finally:
             handle.remove()
         counts.append((sum(length >= suffix for length in runs), sum(length < suffix for length in runs)))
@@ -98,9 +96,9 @@ def test_prefixes_are_run_once(tiny, prompts):
 
 
 def test_two_examples_at_least(tiny, prompts):
-    assert profile_layers(tiny, "residual", "all", prompts[:2], rounds=[(3, 1)]).best in (0, 1, 2)
+    assert profile_layers(Engine(tiny), "residual", "all", prompts[:2], rounds=[(3, 1)]).best in (0, 1, 2)
     with pytest.raises(UserError, match="at least 2"):
-        profile_layers(tiny, "residual", "all", prompts[:1])
+        profile_layers(Engine(tiny), "residual", "all", prompts[:1])
 
 
 def test_the_choice_is_what_is_learned_and_plotted(learn):
@@ -119,7 +117,7 @@ def test_figure_shows_every_layer():
 @pytest.mark.parametrize("count", [2, 5, 8])
 @pytest.mark.parametrize("layers", [[0], list(range(7)), list(range(30)), [3, 7, 11, 15, 19, 23, 27, 31]])
 def test_candidates_are_spread_evenly(layers, count):
-    spread = layer_profile._spread(layers, count)
+    spread = _spread(layers, count)
     assert len(spread) == min(count, len(layers))
     assert spread == sorted(set(spread))
     assert set(spread) <= set(layers)

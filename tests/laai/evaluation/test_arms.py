@@ -25,10 +25,10 @@ def test_rows_equal_what_is_measured_directly(tiny, word_task, words_data, quiet
     template, examples = Template(tiny.tokenizer, word_task), list(enumerate(data.splits.test))
     for test, method in zip(tests, methods, strict=False):
         if method.intervention is None:
-            direct = measure(tiny.llm, template, examples, method.demonstrations)
+            direct = measure(tiny, template, examples, method.demonstrations)
         else:
             with method.intervention.on(tiny):
-                direct = measure(tiny.llm, template, examples)
+                direct = measure(tiny, template, examples)
         scores = test.scores
         assert (scores.method, scores.n) == (method.name, 7)
         assert scores.nll == pytest.approx(sum(m.nll for m in direct) / 7, rel=1e-5)

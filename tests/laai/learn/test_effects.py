@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from laai.engine import Engine
 from laai.evaluation.measuring import measure
 from laai.learn.effects import layer_effects
 from laai.prompts.templates import Template
@@ -17,9 +18,9 @@ def test_effects_are_differences_of_measured_losses(tiny, word_task, layers):
 
     def loss(part):
         with part.on(tiny):
-            return sum(m.nll for m in measure(tiny.llm, template, list(enumerate(examples)))) / len(examples)
+            return sum(m.nll for m in measure(tiny, template, list(enumerate(examples)))) / len(examples)
 
-    found = layer_effects(tiny, vector, [template.encode(e.input, answer=e.output) for e in examples])
+    found = layer_effects(Engine(tiny), vector, [template.encode(e.input, answer=e.output) for e in examples])
     assert list(found) == layers
     for layer in layers:
         rest = [other for other in layers if other != layer]
