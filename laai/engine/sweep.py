@@ -15,7 +15,7 @@ from laai.engine.prefix import run_prefix
 from laai.engine.skipping import unchanged_layers
 from laai.models import LanguageModel
 from laai.prompts import IGNORE, Batch, Prompt, by_length, collate, to_device, without_unlabelled_end
-from laai.steering import Attachment, Edit, Intervention, Where, steer
+from laai.steering import Attachment, Edit, Intervention, Where, check_fits, steer
 
 Choice = tuple[Way, bool]
 """How to attend to a prefix, and whether layers can be skipped."""
@@ -57,7 +57,12 @@ def sweep(
         prompts: with answers.
         batch_size: prompts run at a time, each as often as there are scales.
         on_candidate: told the number of prompts whenever a candidate is done with a batch.
+
+    Raises:
+        UserError: a candidate does not fit the model.
     """
+    for candidate in candidates:
+        check_fits(candidate, model)
     llm, decoder = model.llm, model.decoder
     below = [unchanged_layers(decoder, [key for key, _ in c.items()]) for c in candidates]
     shape = (len(candidates), len(scales), len(prompts))

@@ -79,7 +79,9 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where token ids go: the device of its embedding."""
-        return self.llm.get_input_embeddings().weight.device
+        embedding: Any = self.llm.get_input_embeddings()
+        device: torch.device = embedding.weight.device
+        return device
 
     @property
     def pad(self) -> int:
@@ -126,8 +128,6 @@ def transformer(model: nn.Module | LanguageModel) -> nn.Module:
 
 def model_identity(model: nn.Module | LanguageModel) -> dict[str, Any]:
     """`base_model`, `revision` and `config_hash` of a model, as they are written into files."""
-    from laai.models.identity import config_hash
-
     if not isinstance(model, nn.Module):
         return dict(model.identity)
     config: Any = unwrap(model).config

@@ -10,6 +10,7 @@ import laai.steering.file
 from laai.errors import UserError
 from laai.files import write_atomically, write_json
 from laai.steering.intervention import Intervention
+from laai.steering.provenance import Provenance
 from tests.tiny_models import build, shared
 
 VECTORS = {("residual", 2): torch.linspace(-1, 1, 32), ("heads", 0): torch.randn(32), ("residual", 10): torch.ones(32)}
@@ -23,13 +24,7 @@ def whole():
         scale=0.1,
         preserve_norm=True,
         num_heads={0: 4},
-        metadata={
-            "base_model": "m",
-            "revision": None,
-            "config_hash": "abc",
-            "metrics": {"exact": [0.5, 1]},
-            "é": "日本",
-        },
+        provenance=Provenance("m", None, "abc", metrics={"exact": [0.5, 1]}, notes={"é": "日本"}),
     )
 
 
@@ -40,7 +35,7 @@ def test_round_trip(whole, tmp_path):
     for key, vector in whole.items():
         assert torch.equal(again[key], vector)
         assert again[key].dtype == torch.float32
-    for option in ("positions", "scale", "preserve_norm", "num_heads", "metadata"):
+    for option in ("positions", "scale", "preserve_norm", "num_heads", "provenance"):
         assert getattr(again, option) == getattr(whole, option)
     assert [p.name for p in path.parent.iterdir()] == ["v.safetensors"]
     assert path.read_bytes() == again.save(tmp_path / "again.safetensors").read_bytes()
@@ -138,10 +133,11 @@ DAMAGE = {
         lambda p: p.write_bytes(p.read_bytes()[:20] + b"\0\xff" + p.read_bytes()[22:]),
         "safetensors",
     ),
-    "a model": (lambda p: save_file({"weight": torch.ones(3)}, p), "not an intervention"),
-    "other entry": (lambda p: rewritten(p, entry="other"), "not an intervention"),
+    "a model": (lambda p: save_file({"weight": torch.ones(3)}, p), "no intervention"),
+    "other entry": (lambda p: rewritten(p, entry="other"), "no intervention"),
     "no JSON": (lambda p: save_file({"residual.0": torch.ones(3)}, p, {"laai": "{"}), "damaged"),
     "JSON list": (lambda p: save_file({"residual.0": torch.ones(3)}, p, {"laai": "[1]"}), "damaged"),
+    "no format": (lambda p: rewritten(p, header=without("format")), "format"),
     "newer format": (lambda p: rewritten(p, header=lambda h: h | {"format": "laai-intervention-9"}), "intervention-9"),
     "positions": (lambda p: rewritten(p, header=lambda h: h | {"positions": "first"}), "first"),
     "missing key": (lambda p: rewritten(p, header=without("scale")), "scale"),
@@ -160,6 +156,7 @@ DAMAGE = {
     "twice": (lambda p: rewritten(p, tensors=lambda t: t | {"heads.00": t["heads.0"] + 1}), "damaged"),
     "bf16": (lambda p: rewritten(p, tensors=lambda t: t | {"heads.0": t["heads.0"].bfloat16()}), "fp32"),
     "matrix": (lambda p: rewritten(p, tensors=lambda t: t | {"heads.0": torch.ones(4, 8)}), "1-D"),
+    "facts": (lambda p: rewritten(p, header=lambda h: h | {"training": "long"}), "training is str"),
     "NaN": (lambda p: rewritten(p, tensors=lambda t: t | {"heads.0": t["heads.0"] / 0}), "finite"),
 }
 
