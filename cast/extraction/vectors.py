@@ -63,8 +63,8 @@ def extract(
 
     Returns:
         One fp32 vector per site and layer, at scale 1, with the settings in its provenance and, of a random draw of
-        more examples with demonstrations of their own, the `steadiness`: the cosine to expect with the vector of another
-        draw.
+        more examples with demonstrations of their own, the `steadiness`: the cosine to expect with the vector of
+        another draw.
 
     Raises:
         UserError: fewer than two examples, sizes below one, an encoder for `random`, which compares nothing, a trainer

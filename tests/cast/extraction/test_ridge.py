@@ -151,7 +151,8 @@ def test_files_of_before_and_damaged_ones(contrast, tiny, tmp_path):
         save_file(tensors, path, one)
         with pytest.raises(UserError) as caught:
             load(path)
-        assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert str(path) in str(caught.value)
 
 
 def test_a_ridge_map_on_the_command_line(contrast, tiny, word_file, tmp_path, monkeypatch, capsys):

@@ -42,7 +42,10 @@ def in_step(model, jobs):
             meeting.abort()
             found[number] = error
 
-    handle = model.model.layers[0].register_forward_pre_hook(lambda *_: meeting.wait() and None)
+    def meet(*_):
+        meeting.wait()
+
+    handle = model.model.layers[0].register_forward_pre_hook(meet)
     threads = [Thread(target=run, args=one) for one in enumerate(jobs)]
     try:
         for thread in threads:
@@ -75,7 +78,7 @@ def test_threads_generate_and_run_side_by_side(positions):
     for job in (generate, forward):
         with Intervention(VECTORS, positions=positions).on(model):
             alone = [job(i) for i in (0, 1)]
-            together = in_step(model, [lambda i=i: job(i) for i in (0, 1)])
+            together = in_step(model, [partial(job, i) for i in (0, 1)])
         assert all(map(torch.equal, alone, together))
 
 
@@ -93,11 +96,9 @@ def test_threads_recompute_their_own_forwards(reentrant):
     def learn(mask):
         model(input_ids=ids, attention_mask=mask, use_cache=False).logits.square().sum().backward()
 
+    jobs = [partial(learn, mask) for mask in masks]
     with vectors.on(model):
-        for run in (
-            lambda: [learn(mask) for mask in masks],
-            lambda: in_step(model, [partial(learn, m) for m in masks]),
-        ):
+        for run in (lambda: [job() for job in jobs], lambda: in_step(model, jobs)):
             vectors.zero_grad()
             run()
             found.append([vector.grad.clone() for vector in vectors.parameters()])
