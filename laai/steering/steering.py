@@ -78,7 +78,7 @@ class Steering(Protocol):
         kept = [key for key in kept if site is None or key[0] == site]
         if not kept:
             raise UserError(
-                f"nothing at site {site or 'any'} on layers {layers} of this {self.kind}, "
+                f"nothing at site {site or 'any'} on layers {'any' if layers is None else [*layers]} of this {self.kind}, "
                 f"which is at {self.sites} on {self.layers}"
             )
         if len(kept) == len(self.widths()):
