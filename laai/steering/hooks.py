@@ -34,8 +34,8 @@ def steer(hidden: Tensor, vector: Tensor, where: Where, preserve_norm: bool = Fa
 
     Args:
         hidden: (batch, tokens, width), any float dtype; never written to.
-        vector: (width,); (batch, 1, width) for one of its own in each row, or one for each token; fp32, cast to the
-            activation's dtype before it is added.
+        vector: (width,); (batch, 1, width), one for each row; or (batch, tokens, width), one for each token. fp32, cast
+            to the activation's dtype before it is added.
         where: which tokens; all others come back bitwise as they were.
         preserve_norm: rescale each steered token to the norm it had.
     """

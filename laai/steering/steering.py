@@ -77,10 +77,8 @@ class Steering(Protocol):
         kept = [key for key in self.widths() if layers is None or key[1] in layers]
         kept = [key for key in kept if site is None or key[0] == site]
         if not kept:
-            raise UserError(
-                f"nothing at site {site or 'any'} on layers {'any' if layers is None else [*layers]} of this {self.kind}, "
-                f"which is at {self.sites} on {self.layers}"
-            )
+            asked = f"site {site or 'any'} on layers {'any' if layers is None else [*layers]}"
+            raise UserError(f"nothing at {asked} of this {self.kind}, which is at {self.sites} on {self.layers}")
         if len(kept) == len(self.widths()):
             return self.part(kept, self.scale, self.provenance)
         told = f"{' and '.join(sorted({s for s, _ in kept}))} {', '.join(str(i) for i in sorted({i for _, i in kept}))}"
