@@ -99,11 +99,11 @@ def test_a_single_example_starts_from_built_in_tasks(learn, word_task):
         return learn(steps=1, init="cast", data=data, callbacks=[CastStart(samples=8, shots=1)]).learned().provenance
 
     def sources(task):
-        return [part["source"] for part in starts(task, 1)["start"]["combined"]]
+        return [part["source"] for part in starts(task, 1).start["combined"]]
 
     assert sources(word_task) == ["antonym", "capital-country", "country-capital", "country-language"]
     assert sources("present-past") == ["singular-plural", "word-sentiment", "antonym", "capital-country"]
-    assert starts(word_task, 2)["start"]["own"] is True
+    assert starts(word_task, 2).start["own"] is True
 
 
 def test_built_in_tasks_that_the_test_takes_most_of_are_passed_over(learn, word_task):
