@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -170,7 +171,7 @@ class TrainCLI(LightningCLI):
         facts = {"task": data.task.name, "base_model": model.name, "seed": data.seed, "num_examples": data.num_examples}
         seconds = {"fit": fitted - self._began, "test": time.perf_counter() - fitted}
         memory["test"] = peak_megabytes(device)
-        learned.metadata["metrics"] = rows[-1].as_json()
+        learned.provenance = replace(learned.provenance, metrics=rows[-1].as_json())
         learned.save(folder / "intervention.safetensors")
         write_results(folder / "results.json", facts, rows, seconds, memory)
         samples = {test.method.name: test.measured for test in tests}

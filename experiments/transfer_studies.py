@@ -21,12 +21,11 @@ from laai.errors import UserError
 from laai.evaluation import Measured, measure
 from laai.models import LanguageModel, find_decoder
 from laai.prompts import Shown, Template, collate, pad_token, to_device
-from laai.steering import Intervention, RidgeMap
+from laai.steering import Intervention, Steering
 from laai.tasks import Example, Task, without
 
 Row = dict[str, Any]
 Places = Sequence[Sequence[int]]
-Steering = Intervention | RidgeMap
 VARIANTS = (
     *("difference", "all layers", "residual", "few-shot only", "norm kept", "generated", "centred", "mean of tasks"),
     *("no label prior", "ridge", "scale by layer"),
@@ -105,7 +104,7 @@ class Study:
             self._zero[key] = _scored(self.measured(template, queries, target, seed, choices))
         zero = {"zero": self._zero[key]["exact"], "zero_choice": self._zero[key]["choice"]}
         place = {"layers": [choice.layers[0], choice.layers[-1]], "scale": choice.scale, "helps": choice.helps}
-        place |= {"label_prior": "label_prior" in steering.metadata, "factors": choice.factors}
+        place |= {"label_prior": steering.provenance.label_prior is not None, "factors": choice.factors}
         return found | zero | {"gain": choice.gain, "place": place}
 
     def measured(

@@ -16,5 +16,5 @@ def test_ten_examples_beat_zero_shot(run_train, default_model):
     assert rows["laai"]["prompt_tokens"] < rows["few-shot"]["prompt_tokens"] / 5
     path = run / "intervention.safetensors"
     assert path.stat().st_size < 100_000
-    assert Intervention.load(path, default_model).metadata["base_model"] == "default"
+    assert Intervention.load(path, default_model).provenance.base_model == "default"
     assert (run / "checkpoints" / "last.ckpt").stat().st_size < 400_000

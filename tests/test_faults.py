@@ -79,7 +79,7 @@ def test_interrupted(tmp_path, arguments, which, expected, fault):
     assert "the same command with --ckpt_path" in text
     assert saved.name in text
     assert "Traceback" not in text
-    assert vectors(tmp_path).metadata["training"]["steps"] > 0
+    assert vectors(tmp_path).provenance.training["steps"] > 0
     assert_all_readable(tmp_path)
     fault(f"stopped by {signal.Signals(which).name}", 1, f"vectors and checkpoint kept, exit code {expected}")
 
@@ -113,7 +113,7 @@ def test_two_runs_in_one_folder_do_not_mix(tmp_path, arguments, fault):
     for folder in folders:
         found = json.loads((folder / "results.json").read_text())
         assert f"seed: {found['seed']}\n" in (folder / "config.yaml").read_text()
-        assert Intervention.load(folder / "intervention.safetensors").metadata["training"]["seed"] == found["seed"]
+        assert Intervention.load(folder / "intervention.safetensors").provenance.training["seed"] == found["seed"]
         assert (folder / "metrics.csv").read_text().count("\n") > 50
         seeds.add(found["seed"])
     assert seeds == {0, 1}

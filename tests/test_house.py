@@ -27,8 +27,8 @@ FLOORS = (
     ("laai.tasks",),
     ("laai.files", "laai.errors", "laai.vocabulary"),
 )
-"""Top first: a room imports from floors below its own; rooms on one floor do not see each other. The last is the ground,
-three modules of which `files` may raise what `errors` defines."""
+"""Top first: a room imports from floors below its own; rooms on one floor do not see each other. The last is the
+ground, three modules of which `files` may raise what `errors` defines."""
 GROUND = FLOORS[-1]
 FACES = ("laai", "laai.__main__", "cast")
 """They only hand out names of rooms, on first use."""

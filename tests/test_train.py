@@ -57,8 +57,8 @@ def test_files_of_a_run(run_train, tiny, tiny_folder, capsys):
     assert all(seconds > 0 for seconds in found["seconds"].values())
     assert 50 < found["peak_megabytes"]["fit"] <= found["peak_megabytes"]["test"]
     learned = Intervention.load(folder / "intervention.safetensors", tiny)
-    assert learned.metadata["training"]["steps"] == 3
-    assert learned.metadata["metrics"]["nll"] == nll["laai"]
+    assert learned.provenance.training["steps"] == 3
+    assert learned.provenance.metrics["nll"] == nll["laai"]
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("zero-shot", "few-shot", "cast", "laai", str(folder.name)))
     assert list(folder.glob("events.out.tfevents.*"))
@@ -177,7 +177,7 @@ def test_a_run_has_a_folder_of_its_own_with_any_logger(run_train, logger, tmp_pa
     first, second = (run_train("--trainer.logger", logger, "--data.seed", seed) for seed in ("1", "2"))
     for folder, seed in ((first, 1), (second, 2)):
         assert results(folder)["seed"] == seed
-        assert Intervention.load(folder / "intervention.safetensors").metadata["training"]["seed"] == seed
+        assert Intervention.load(folder / "intervention.safetensors").provenance.training["seed"] == seed
         assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["seed"] == seed
     assert {path.name for path in tmp_path.iterdir()} == {"lightning_logs"}
 
@@ -201,7 +201,7 @@ def test_an_interrupted_run_says_how_to_go_on(run_train, capsys, monkeypatch, tm
     said = capsys.readouterr().err
     path = re.search(r"stopped after 2 steps.*--ckpt_path (\S+)", said)[1]
     resumed = run_train("--ckpt_path", path)
-    assert Intervention.load(resumed / "intervention.safetensors").metadata["training"]["steps"] == 3
+    assert Intervention.load(resumed / "intervention.safetensors").provenance.training["steps"] == 3
 
 
 def test_validation_stops_early_and_the_checkpoint_is_tested(run_train, tiny, tmp_path, capsys):

@@ -12,6 +12,7 @@ no lower odds against all other tokens than before: else words would win that ar
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ def label_prior(
         examples: all with the same choices; which of them is right is not looked at.
 
     Returns:
-        One vector at the last layer's residual site, with the shifts by label in its metadata. None where it cannot
+        One vector at the last layer's residual site, with the shifts by label in its provenance. None where it cannot
         serve: other positions, norms that are kept, choices that differ between examples or begin with the same token,
         a model that overflows on all examples or cannot be brought within `ENOUGH` of the shifts. Where it overflows on
         some examples, these are left out.
@@ -96,7 +97,7 @@ def label_prior(
         return None
     shifts = dict(zip(examples[0].choices or (), [round(value, 4) for value in found.tolist()], strict=True))
     prior = _at(vector, last, weights @ rows)
-    return prior.with_vectors(dict(prior.items()), metadata=prior.metadata | {"label_prior": shifts})
+    return prior.with_vectors(dict(prior.items()), provenance=replace(prior.provenance, label_prior=shifts))
 
 
 def reach(change: Callable[[Tensor], Tensor], wanted: Tensor, length: float) -> Tensor | None:
@@ -159,13 +160,14 @@ def with_label_prior(
 
     Returns:
         `vector` and, at the last layer's residual site, the prior (width,), fp32 at scale 1; the shifts by label are in
-        the metadata. `vector` itself where there is no prior: see `label_prior`.
+        the provenance. `vector` itself where there is no prior: see `label_prior`.
     """
     prior = label_prior(model, vector, template, examples)
     if prior is None:
         return vector
     both = vector + prior
-    return both.with_vectors(dict(both.items()), metadata=vector.metadata | prior.metadata)
+    made = vector.provenance.derived(f"{vector.provenance.label} + {prior.provenance.label}")
+    return both.with_vectors(dict(both.items()), provenance=replace(made, label_prior=prior.provenance.label_prior))
 
 
 def shifted_tokens(vector: Intervention, template: Template, examples: Sequence[Example]) -> list[int] | None:
@@ -202,5 +204,5 @@ def offsets(logits: Tensor) -> Tensor:
 
 def _at(vector: Intervention, layer: int, value: Tensor) -> Intervention:
     """A vector at the residual site of a layer, to be added to another intervention."""
-    identity = {k: v for k, v in vector.metadata.items() if k in ("base_model", "revision", "config_hash")}
-    return Intervention({("residual", layer): value}, positions=vector.positions, metadata=identity)
+    made = vector.provenance.model()
+    return Intervention({("residual", layer): value}, positions=vector.positions, provenance=made)

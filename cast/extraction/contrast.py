@@ -19,9 +19,9 @@ from torch import Tensor
 from laai.engine import Engine
 from laai.errors import UserError
 from laai.files import write_atomically
-from laai.models import LanguageModel, fingerprint
+from laai.models import LanguageModel, fingerprint, model_identity
 from laai.prompts import Prompt
-from laai.steering import Key
+from laai.steering import Key, Provenance
 
 Rows = Mapping[Key, Tensor]
 
@@ -51,6 +51,8 @@ class Contrast:
         self._model, self._precision = model, precision
         self._prompts = [[Prompt(p.prefix, p.suffix[:1]) for p in prompts] for prompts in (few_shot, zero_shot)]
         self._engine = Engine(model)
+        self.provenance = Provenance(**model_identity(model))
+        """What can be said of a vector that is made from it."""
         total = sum(self.widths.values())
         self.done = torch.zeros(len(few_shot), dtype=torch.bool)
         self.sums = torch.zeros(3, total, dtype=torch.float64)  # few-shot, zero-shot, squared differences

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from laai.models import LanguageModel
 from laai.steering import Intervention
@@ -17,7 +18,7 @@ def combined(vectors: Sequence[Intervention], weights: Sequence[float]) -> Inter
         weights: one for each, which sum to one.
 
     Returns:
-        fp32 vectors at scale 1 (of a single one its own times its weight), whose metadata name all parts.
+        fp32 vectors at scale 1 (of a single one its own times its weight), whose provenance names all parts.
 
     Raises:
         UserError: other sites, layers or widths.
@@ -28,9 +29,9 @@ def combined(vectors: Sequence[Intervention], weights: Sequence[float]) -> Inter
     total = vectors[0]
     for vector in vectors[1:]:
         total = total + vector
-    parts = [vector.metadata["cast"] | {"weight": vector.scale} for vector in vectors]
+    parts = [{**(vector.provenance.cast or {}), "weight": vector.scale} for vector in vectors]
     made = {"combined": parts, "style": parts[0]["style"]}  # the style on top, where `laai evaluate` looks for it
-    return total.with_vectors(dict(total.items()), metadata=total.metadata | {"cast": made})
+    return total.with_vectors(dict(total.items()), provenance=replace(total.provenance, cast=made))
 
 
 def centred(vector: Intervention, others: Sequence[Intervention]) -> Intervention:
@@ -41,7 +42,7 @@ def centred(vector: Intervention, others: Sequence[Intervention]) -> Interventio
         others: at least one, extracted from the same model at the same sites and layers; may hold `vector` itself.
 
     Returns:
-        fp32 vectors at scale 1, whose metadata name what was taken off.
+        fp32 vectors at scale 1, whose provenance names what was taken off.
 
     Raises:
         UserError: other sites, layers or widths.
@@ -49,9 +50,9 @@ def centred(vector: Intervention, others: Sequence[Intervention]) -> Interventio
     mean = others[0] * (1 / len(others))
     for other in others[1:]:
         mean = mean + other * (1 / len(others))
-    made = {"cast": vector.metadata.get("cast", {}) | {"centred_on": [o.metadata.get("cast") for o in others]}}
+    made = {**(vector.provenance.cast or {}), "centred_on": [other.provenance.cast for other in others]}
     found = vector - mean
-    return found.with_vectors(dict(found.items()), metadata=found.metadata | made)
+    return found.with_vectors(dict(found.items()), provenance=replace(found.provenance, cast=made))
 
 
 def of_equal_norm(model: LanguageModel, vector: Intervention, seed: int) -> Intervention:

@@ -1,8 +1,15 @@
-"""None"""
+"""Input-dependent CAST: what demonstrations would do to this very query, predicted from its own zero-shot state.
+
+The mean of differences moves every query alike. Here the effect of demonstrations is a ridge regression on the
+zero-shot activation h (Linear Task Vector, arXiv 2605.20730):
+
+    effect(h) = mean difference + (h − mean h) · A,    A = argmin Σ |difference − mean − (h − mean h) A|² + penalty |A|²
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +47,9 @@ def fit_ridge(
     if len(contrast) < 3:
         raise UserError(f"a ridge map needs at least 3 samples, not {len(contrast)}")
     maps = {key: ridge(zero, difference, penalties) for key, zero, difference in contrast.states()}
-    return RidgeMap(maps, positions=positions, metadata=model_identity(model))
+    facts = {**(contrast.provenance.cast or {}), "kind": "ridge", "samples": len(contrast)}
+    made = replace(contrast.provenance, cast=facts, **model_identity(model))
+    return RidgeMap(maps, positions=positions, provenance=made)
 
 
 def ridge(states: Tensor, effects: Tensor, penalties: Sequence[float] = PENALTIES) -> AffineMap:

@@ -8,6 +8,7 @@ Both prompts carry the same instruction and query, so that only the demonstratio
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from cast.selection import encoder_embeddings, state_embeddings
 from laai.errors import UserError
 from laai.models import LanguageModel
 from laai.prompts import Template, other_examples
-from laai.steering import Intervention, Key, seen_digests
+from laai.steering import Intervention, Key
 from laai.tasks import Example, Task
 from laai.vocabulary import KINDS, SITES, Kind, Positions, Site, Strategy, Style
 
@@ -61,8 +62,9 @@ def extract(
             trainer, partial. The files of `partial` stay: call `cast.extraction.loop.discard` once the vector is saved.
 
     Returns:
-        One fp32 vector per site and layer, at scale 1, with the settings in its metadata and, of a random draw of more
-        examples with demonstrations of their own, the `steadiness`: the cosine to expect with another draw's vector.
+        One fp32 vector per site and layer, at scale 1, with the settings in its provenance and, of a random draw of
+        more examples with demonstrations of their own, the `steadiness`: the cosine to expect with the vector of
+        another draw.
 
     Raises:
         UserError: fewer than two examples, sizes below one, an encoder for `random`, which compares nothing, a trainer
@@ -148,8 +150,8 @@ def extract_from(
         positions: where the vector will be added when it is used.
         preserve_norm: the vector will leave the norm of each activation as it is.
         kind: `difference`, or `few_shot` for the mean few-shot activation alone (an ablation).
-        settings: facts for the metadata.
-        independent: the samples are a random draw of more, each with demonstrations of its own: the metadata say how
+        settings: facts for the provenance.
+        independent: the samples are a random draw of more, each with demonstrations of its own: the provenance says how
             steady the vector is then, see `Contrast.steadiness`.
         options: further arguments of `contrast_of`: site, layers, batch_size, trainer, partial, progress.
 
@@ -164,16 +166,13 @@ def extract_from(
         for s in dict.fromkeys(s for s, _ in contrast.widths)
     ]
     heads = {layer: count for part in parts for layer, count in part.num_heads.items()}
-    inputs = [e.input for e in (*samples, *(shot for shown in demonstrations for shot in shown))]
-    facts: dict[str, object] = {"source": template.task.name, "style": template.style, "kind": kind}
-    labels = {shot.input for shown in demonstrations for shot in shown}  # a sample's own is not read
-    facts |= {"labels": len(labels), "instruction": template.task.instruction} | dict(settings or {})
+    facts = {**(contrast.provenance.cast or {}), "kind": kind} | dict(settings or {})
     if independent and kind == "difference":  # few-shot states alone are alike whatever is shown
         facts["steadiness"] = contrast.steadiness()
     return Intervention(
         contrast.means(difference=kind == "difference"),
         positions=positions, preserve_norm=preserve_norm, num_heads=heads,
-        metadata=parts[0].metadata | {"cast": facts, "seen": seen_digests(inputs)},
+        provenance=replace(contrast.provenance, cast=facts),
     )  # fmt: skip
 
 
@@ -226,6 +225,11 @@ def contrast_of(
     zero_shot = [template.encode(s.input) for s in samples]
     precision = "32-true" if trainer is None else str(trainer.precision)
     contrast = Contrast(model, few_shot, zero_shot, keys, keep, precision)
+    labels = {shot.input for shown in demonstrations for shot in shown}  # a sample's own is not read
+    facts = {"source": template.task.name, "style": template.style, "kind": "difference", "labels": len(labels)}
+    facts["instruction"] = template.task.instruction
+    seen = contrast.provenance.having_seen(labels.union(sample.input for sample in samples))
+    contrast.provenance = replace(seen, cast=facts)
     name = f"CAST from {template.task.name}" if progress else None
     run_all(contrast, model, batch_size=batch_size, trainer=trainer, partial=partial, name=name)
     return contrast

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from laai.evaluation import Evaluation, Method, Scores, compare
 from laai.models import LanguageModel
 from laai.prompts import Shown, Template, demonstrations_of, fitting, fitting_own
 from laai.runtime import FewShotDataModule
-from laai.steering import Intervention, seen_digests
+from laai.steering import Intervention
 from laai.tasks import Example, Task, load_task, without
 from laai.vocabulary import SITES, Site, Style
 
@@ -49,7 +49,7 @@ class Transfer:
     """What a transfer gave.
 
     Attributes:
-        vector: the combined vector at its chosen layers and scale, applied or not; its metadata have `refused` too.
+        vector: the combined vector at its chosen layers and scale, applied or not; its provenance has `refused` too.
         choice: where and how strongly, and the evidence for it.
         chosen_on: what the choice was made on: `target` or `source`.
         refused: the vector was not expected to help, or there is none (scale 0): the row `cast` is the model alone.
@@ -75,12 +75,12 @@ class Transfer:
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         facts = {"chosen_on": self.chosen_on, "refused": self.refused, "choice": asdict(self.choice)}
-        facts["label_prior"] = self.vector.metadata.get("label_prior")
+        facts["label_prior"] = self.vector.provenance.label_prior
         shown = self.shown and {"source": self.shown.task.name, "examples": len(self.shown.examples)}
         facts["cross_task_few_shot"] = shown
         facts["few_shot"] = self.few_shot
         told = ("base_model", "revision", "config_hash", "cast")
-        facts["vector"] = {name: value for name, value in self.vector.metadata.items() if name in told}
+        facts["vector"] = {name: value for name, value in self.vector.provenance.to_header().items() if name in told}
         pairs = zip(self.scores, self.evaluations, strict=True)
         return facts | {"rows": [scores.as_json() | evaluation.answers for scores, evaluation in pairs]}
 
@@ -193,8 +193,7 @@ def transfer(
         return with_label_prior(model, bare, template, examples) if calibrate else bare
 
     steering = finished(choice.of(vector))
-    steering.metadata["refused"] = refused
-    steering.metadata["seen"] = seen_digests([e.input for e in examples], steering.metadata.get("seen"))
+    steering.provenance = replace(steering.provenance.having_seen(e.input for e in examples), refused=refused)
     methods = [Method("cast", None if refused else steering)]
     if "label prior" in baselines and calibrate:
         prior = label_prior(model, Intervention.zeros(model, "residual", [0]), template, examples)

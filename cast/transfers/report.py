@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
 from cast.transfers.choice import FEWEST, Choice
 from laai.evaluation import Evaluation, paired_interval
+from laai.steering import Provenance
 
 
-def read_from(metadata: Mapping[str, Any]) -> str:
+def read_from(provenance: Provenance) -> str:
     """How many source samples a vector was made from, and how many labels: those of their demonstrations."""
-    made = metadata["cast"]
+    made = provenance.cast or {}
     samples, labels = zip(*((part["samples"], part["labels"]) for part in made.get("combined", [made])), strict=True)
     return f"{' + '.join(map(str, samples))} source samples, {' + '.join(map(str, labels))} labels"
 

@@ -102,7 +102,8 @@ def _extract(options: Any) -> None:
         sys.stdout.write(
             f"{len(vector)} vectors at {sites} on layers {vector.layers[0]} to {vector.layers[-1]}: {path}\n"
         )
-        steady = [f"{cosine:.2f} at {site}" for site, cosine in vector.metadata["cast"].get("steadiness", {}).items()]
+        steadiness = (vector.provenance.cast or {}).get("steadiness", {})
+        steady = [f"{cosine:.2f} at {site}" for site, cosine in steadiness.items()]
         if steady:
             sys.stdout.write(
                 f"as many other samples would give a vector of cosine {', '.join(steady)} with it, or so\n"
@@ -186,14 +187,14 @@ def _transfer(options: Any) -> None:
     )  # fmt: skip
     if not trainer.is_global_zero:
         return
-    print_table(found.scores, f"{' + '.join(options.source)} -> {options.target}: {read_from(found.vector.metadata)}")
+    print_table(found.scores, f"{' + '.join(options.source)} -> {options.target}: {read_from(found.vector.provenance)}")
     lines = [*against(found.evaluations), said_of(found.choice, found.chosen_on)]
     sys.stdout.write("\n".join(lines) + "\n")
     if found.few_shot and found.few_shot < options.shots:
         sys.stdout.write(f"few-shot: {found.few_shot} examples, {options.shots} do not fit\n")
     if found.shown:
         sys.stdout.write(f"cross-task few-shot: {len(found.shown.examples)} examples of {found.shown.task.name}\n")
-    if (prior := found.vector.metadata.get("label_prior")) and not found.refused:
+    if (prior := found.vector.provenance.label_prior) and not found.refused:
         sys.stdout.write(f"label prior: {', '.join(f'{label} {shift:+.2f}' for label, shift in prior.items())} nats\n")
     could = labelled and not (options.no_label_prior or options.preserve_norm) and options.positions == "last_prompt"
     if could and not options.development:

@@ -128,11 +128,11 @@ def _tasks(options: Any) -> None:
 
 
 def _load_file(options: Any) -> Any:
-    """The intervention; settles the prompt style that is not given: the one in its training, or its extraction."""
-    from laai.steering import Intervention, style_of
+    """What steers; settles the prompt style that is not given: the one in its training, or its extraction."""
+    from laai.steering import load
 
-    intervention = Intervention.load(options.intervention)
-    options.style = options.style or style_of(intervention.metadata) or "plain"
+    intervention = load(options.intervention)
+    options.style = options.style or intervention.provenance.prompt_style or "plain"
     return intervention
 
 
@@ -141,7 +141,7 @@ def _load_model(options: Any, intervention: Any) -> tuple[Any, Any]:
     from laai.models import load_model
     from laai.steering import check_fits
 
-    model = load_model(options.base_model or intervention.metadata.get("base_model") or "default", dtype=options.dtype)
+    model = load_model(options.base_model or intervention.provenance.base_model or "default", dtype=options.dtype)
     check_fits(intervention, model, options.intervention)
     return model, options.scale * intervention
 
@@ -176,7 +176,6 @@ def _evaluate(options: Any) -> None:
     from laai.evaluation import Method, compare, print_table
     from laai.files import check_output, write_json
     from laai.runtime import FewShotDataModule, StepProgress, ignore_chatter
-    from laai.steering import other_instruction, unseen
 
     if options.shots < 0:
         raise UserError(f"shots must be at least 0, not {options.shots}")
@@ -193,12 +192,12 @@ def _evaluate(options: Any) -> None:
         columns=columns_of(options),
     )
     asked = data.splits.test
-    data.splits = replace(data.splits, test=unseen(asked, intervention.metadata))
+    data.splits = replace(data.splits, test=intervention.provenance.unseen(asked))
     if not data.splits.test:
         raise UserError(f"the vectors were made from all {len(asked)} test queries; give others, or another --seed")
     if left := len(asked) - len(data.splits.test):
         sys.stdout.write(f"{left} of {len(asked)} test queries are left out: the vectors were made from them\n")
-    if (said := other_instruction(intervention.metadata, data.task)) is not None:
+    if (said := intervention.provenance.other_instruction(data.task)) is not None:
         warnings.warn(
             f"the vectors were made under the instruction {said!r}, these queries have {data.task.instruction!r}: "
             "--columns instruction='…' sets it",

@@ -33,7 +33,7 @@ from laai.engine.store import Memory, PrefixStore
 from laai.engine.sweep import SweepScores, logits_at
 from laai.models import LanguageModel
 from laai.prompts import Batch, Prompt, without_unlabelled_end
-from laai.steering import Intervention, Key, attachments, is_compiled, record_last_token
+from laai.steering import Intervention, Key, attachments, check_fits, is_compiled, record_last_token
 from laai.vocabulary import PrefixBudget, Site
 
 Batches = Callable[[Sequence[Prompt], int], Iterator[Started]]
@@ -253,7 +253,7 @@ class Engine:
             UserError: a candidate does not fit the model.
         """
         for candidate in candidates:
-            candidate.check_widths(self.model.decoder)
+            check_fits(candidate, self.model)
         below = [unchanged_layers(self.model.decoder, [key for key, _ in c.items()]) for c in candidates]
         scores = SweepScores.of(len(candidates), len(scales), len(prompts))
         for rows, whole_batch in batches_of(self.model, prompts, batch_size):

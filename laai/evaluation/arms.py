@@ -16,7 +16,7 @@ from laai.evaluation.scores import Scores, TaskMetrics
 from laai.models import LanguageModel
 from laai.prompts import Shown, answer_limit
 from laai.runtime import FewShotDataModule, heed_sigterm
-from laai.steering import Attachment, Intervention
+from laai.steering import Attachment, Steering
 from laai.tasks import Example
 
 
@@ -26,13 +26,13 @@ class Method:
 
     Attributes:
         name: for tables.
-        intervention: what is attached; anything with `positions` and `attach`.
+        intervention: what is attached.
         demonstrations: of the task, shown before each query.
         before: demonstrations of another task, shown before those.
     """
 
     name: str
-    intervention: Intervention | None = None
+    intervention: Steering | None = None
     demonstrations: tuple[Example, ...] = ()
     before: Shown | None = None
 

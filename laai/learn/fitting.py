@@ -52,7 +52,7 @@ def fit(
         options: further arguments of `LAAIModule`: site, layers, positions, init_scale, l1, group_l2, optimizer, …
 
     Returns:
-        The learned intervention on the model's device, with its settings in its metadata.
+        The learned intervention on the model's device, with its settings in its provenance.
 
     Raises:
         UserError: the task is too small, or an option does not fit the model.

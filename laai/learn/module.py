@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -35,7 +36,7 @@ from laai.runtime import (
     data_facts,
     encode_training,
 )
-from laai.steering import Intervention, Key, seen_digests
+from laai.steering import Intervention, Key
 from laai.vocabulary import Positions, PrefixBudget, Prior, Site
 
 
@@ -168,13 +169,13 @@ class LAAIModule(LightningModule):
         self.steered = SteeredLM(engine, start, alone=several, recompute=self.activation_checkpointing)
 
     def learned(self) -> Intervention:
-        """The vectors with the settings of their training in their metadata."""
+        """The vectors with the settings of their training in their provenance."""
         names = ["site", "positions", "init", "source", "init_scale", "l1", "group_l2", "prior", "distill", "schedule"]
         training = {name: getattr(self, name) for name in names} | {"steps": self.trainer.global_step}
         training |= {"init": "given"} if self.given_start is not None else {}
-        facts, inputs = self.intervention.metadata, [e.input for e in self.data.splits.train]
-        facts["training"] = training | data_facts(self.data) | self.optimizer_facts
-        facts["seen"] = seen_digests([*inputs, *(e.input for e in self.data.splits.validation)], facts.get("seen"))
+        training |= data_facts(self.data) | self.optimizer_facts
+        inputs = [e.input for e in (*self.data.splits.train, *self.data.splits.validation)]
+        self.intervention.provenance = replace(self.intervention.provenance.having_seen(inputs), training=training)
         return self.intervention
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

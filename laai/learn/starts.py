@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from laai.errors import UserError
@@ -35,5 +36,5 @@ def start_of(module: LAAIModule, layers: list[int]) -> Intervention:
         raise UserError(f"the start has no vector at {module.site} on layers {missing}; choose others by layers")
     return zeros.with_vectors(
         {key: have[key] for key, _ in zeros.items()},
-        metadata=zeros.metadata | {"start": start.metadata.get("cast"), "seen": start.metadata.get("seen")},
+        provenance=replace(zeros.provenance, start=start.provenance.cast, seen=start.provenance.seen),
     )

@@ -135,8 +135,6 @@ def transformer(model: nn.Module | LanguageModel) -> nn.Module:
 
 def model_identity(model: nn.Module | LanguageModel) -> dict[str, Any]:
     """`base_model`, `revision` and `config_hash` of a model, as they are written into files."""
-    from laai.models.identity import config_hash
-
     if not isinstance(model, nn.Module):
         return dict(model.identity)
     config: Any = unwrap(model).config

@@ -1,11 +1,13 @@
-"""steering."""
+"""What steers a frozen model: vectors and ridge maps, the hooks that add them, their file and their provenance."""
 
-from laai.steering.file import check_fits
-from laai.steering.hooks import Attachment, Edit, attachments, is_compiled, record_last_token, steer
-from laai.steering.intervention import Intervention, Key
+from laai.steering.hooks import Attachment, Edit, Key, attachments, is_compiled, record_last_token, steer
+from laai.steering.intervention import Intervention
+from laai.steering.loading import load
 from laai.steering.positions import Where, prompts_of
-from laai.steering.provenance import other_instruction, seen_digests, shared_facts, style_of, unseen
+from laai.steering.provenance import Provenance
 from laai.steering.ridge import AffineMap, RidgeMap
+from laai.steering.rows import attach_rows
+from laai.steering.steering import Steering, check_fits
 
 __all__ = [
     "AffineMap",
@@ -13,17 +15,16 @@ __all__ = [
     "Edit",
     "Intervention",
     "Key",
+    "Provenance",
     "RidgeMap",
+    "Steering",
     "Where",
+    "attach_rows",
     "attachments",
     "check_fits",
     "is_compiled",
-    "other_instruction",
+    "load",
     "prompts_of",
     "record_last_token",
-    "seen_digests",
-    "shared_facts",
     "steer",
-    "style_of",
-    "unseen",
 ]

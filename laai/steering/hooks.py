@@ -7,8 +7,9 @@ are pure functions of (activation, that answer). `generate` and learning use the
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +21,11 @@ from laai.models import Decoder, Heads, find_decoder, unwrap
 from laai.steering.positions import PromptColumns, Where, pad_left, past_length, where_in_rows
 from laai.vocabulary import Positions, Site
 
+Key = tuple[Site, int]
+"""A site and a layer."""
+
+_NO_DECODER = "a steered layer ran without its decoder, so the steered tokens are not known"
+
 Edit = Callable[[Tensor, Where], Tensor]
 
 
@@ -28,7 +34,8 @@ def steer(hidden: Tensor, vector: Tensor, where: Where, preserve_norm: bool = Fa
 
     Args:
         hidden: (batch, tokens, width), any float dtype; never written to.
-        vector: (width,), fp32; cast to the activation's dtype before it is added.
+        vector: (width,); (batch, 1, width), one for each row; or (batch, tokens, width), one for each token. fp32, cast
+            to the activation's dtype before it is added.
         where: which tokens; all others come back bitwise as they were.
         preserve_norm: rescale each steered token to the norm it had.
     """
@@ -39,8 +46,25 @@ def steer(hidden: Tensor, vector: Tensor, where: Where, preserve_norm: bool = Fa
     return steered if where is True else torch.where(torch.as_tensor(where, device=hidden.device), steered, hidden)
 
 
+class _Call:
+    """What one thread knows of its `generate` and forward."""
+
+    def __init__(self) -> None:
+        self.columns: PromptColumns | None = None
+        self.where: Where | None = None
+        self.to_recompute: list[Where] = []
+        self.recomputing = False
+
+
+class _Calls(threading.local):
+    """The `_Call` of each thread. torch.compile follows writes to this plain object, not to a thread-local one."""
+
+    def __init__(self, everyone: dict[int, _Call]) -> None:
+        self.call = everyone[threading.get_ident()] = _Call()
+
+
 class Attachment:
-    """Hooks of one set of edits on one model, until `detach`.
+    """Hooks of one set of edits on one model, until `detach` or the end of a `with`. Threads may share the model.
 
     Args:
         model: the causal LM, PEFT-wrapped or not.
@@ -52,12 +76,7 @@ class Attachment:
             prompt tokens (they shift every column).
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        edits: Mapping[tuple[Site, int], Edit],
-        positions: Positions,
-    ) -> None:
+    def __init__(self, model: nn.Module, edits: Mapping[Key, Edit], positions: Positions) -> None:
         self.positions = positions
         self._model = unwrap(model)
         if any(is_compiled(module) for module in (model, *self._model.modules())):
@@ -72,34 +91,44 @@ class Attachment:
             )
         decoder = find_decoder(self._model)
         self._signature = inspect.signature(decoder.module.forward)
-        self._where: Where | None = None
-        self._to_recompute: list[Where] = []
-        self._recomputing = False
-        self._columns: PromptColumns | None = None
-        self._handles = [decoder.module.register_forward_pre_hook(self._locate, prepend=True, with_kwargs=True)]
-        self._handles += [self._hook(decoder, site, index, edit) for (site, index), edit in edits.items()]
-        self._generate_before = self._model.__dict__.get("generate")
-        generate: Any = self._model.generate
-        self._generate = self._model.__dict__["generate"] = self._wrap(generate)
-        self._model.__dict__.setdefault("_attachments", []).append(self)
+        self._everyone: dict[int, _Call] = {}
+        self._calls = _Calls(self._everyone)
+        with ExitStack() as undo:  # of what is done before an error
+            hook = decoder.module.register_forward_pre_hook(self._locate, prepend=True, with_kwargs=True)
+            undo.callback(hook.remove)
+            for (site, index), edit in edits.items():
+                undo.callback(self._hook(decoder, site, index, edit).remove)
+            before: Any = self._model.generate
+            undo.callback(self._restore, self._model.__dict__.get("generate"))
+            self._generate = self._model.__dict__["generate"] = self._wrap(before)
+            self._model.__dict__.setdefault("_attachments", []).append(self)
+            undo.callback(self._model.__dict__["_attachments"].remove, self)
+            self._undo = undo.pop_all()
+
+    def _restore(self, generate: Any) -> None:
+        self._model.__dict__.pop("generate", None)
+        if generate is not None:
+            self._model.__dict__["generate"] = generate
 
     def detach(self) -> None:
         """Remove these hooks and no others; the model is bitwise as before."""
         if self._model.__dict__.get("generate") is not self._generate:
             raise RuntimeError("interventions must be detached in reverse order of attaching")
-        for handle in self._handles:
-            handle.remove()
-        self._model.__dict__["_attachments"].remove(self)
-        if self._generate_before is None:
-            del self._model.__dict__["generate"]
-        else:
-            self._model.__dict__["generate"] = self._generate_before
+        self._undo.close()
+
+    def __enter__(self) -> Attachment:
+        """The attachment, for a `with`."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Detach."""
+        self.detach()
 
     def _hook(self, decoder: Decoder, site: Site, index: int, edit: Edit) -> RemovableHandle:
         """`prepend=True`: before the hooks by which transformers records `output_hidden_states`."""
 
         def edited(value: Any) -> Any:
-            where = self._where_now()
+            where = self._where_now(_first(value))
             return None if where is False else _replace_hidden(value, edit(_hidden(value, where), where))
 
         if site == "residual":
@@ -107,20 +136,17 @@ class Attachment:
             return layer.register_forward_hook(lambda _, __, output: edited(output), prepend=True)
         return _heads(decoder, index).projection.register_forward_pre_hook(lambda _, args: edited(args), prepend=True)
 
-    def _where_now(self) -> Where:
+    def _where_now(self, hidden: Any) -> Where:
         """This forward's answer; while activation checkpointing recomputes, that of the forward it recomputes."""
+        call = self._calls.call
         # A graph break inside a hook makes torch.compile drop the hook in silence, and this private call is one.
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
-            self._recomputing = True
-            if len(self._to_recompute) > 1:
-                raise RuntimeError(
-                    "activation checkpointing cannot tell which of several steered forwards it recomputes; call "
-                    "backward after each forward, and run a forward that has none under no_grad"
-                )
-            return self._to_recompute[0]
-        if self._where is None:
-            raise RuntimeError("a steered layer ran without its decoder, so the steered tokens are not known")
-        return self._where
+            # The CPU's backward runs in the thread of its forward; other devices have a thread for those of all.
+            own = call.to_recompute and isinstance(hidden, Tensor) and hidden.device.type == "cpu"
+            return _recomputed([call] if own else list(self._everyone.values()))
+        if call.where is None:
+            raise RuntimeError(_NO_DECODER)
+        return call.where
 
     def _locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before each forward of the decoder: decide which of its tokens are steered."""
@@ -129,17 +155,18 @@ class Attachment:
         tokens = call.get("input_ids") if call.get("input_ids") is not None else call.get("inputs_embeds")
         if not isinstance(tokens, Tensor):
             raise UserError("a steered forward needs input_ids or inputs_embeds")
+        mine = self._calls.call
         if self.positions == "all":
-            self._where = True
-        elif self._columns is not None:
-            self._where = self._columns.where(tokens.shape[1], past_length(call), self.positions, tokens.device)
+            mine.where = True
+        elif mine.columns is not None:
+            mine.where = mine.columns.where(tokens.shape[1], past_length(call), self.positions, tokens.device)
         else:
-            self._where = where_in_rows(tokens, call, self.positions)
+            mine.where = where_in_rows(tokens, call, self.positions)
         if torch.is_grad_enabled():
-            if self._recomputing:
-                self._to_recompute, self._recomputing = [], False
-            if len(self._to_recompute) < 2 and not any(_same(self._where, other) for other in self._to_recompute):
-                self._to_recompute.append(self._where)  # two different ones are one too many already
+            if mine.recomputing:
+                mine.to_recompute, mine.recomputing = [], False
+            if len(mine.to_recompute) < 2:  # two different ones are one too many already
+                mine.to_recompute = _distinct([*mine.to_recompute, mine.where])
 
     def _wrap(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         takes_compile_flag = "generation_config" in inspect.signature(inner).parameters
@@ -160,11 +187,12 @@ class Attachment:
                     raise UserError("prompts padded on the right cannot continue a cache; pad them on the left")
             if takes_compile_flag:
                 kwargs.setdefault("disable_compile", True)  # a graph compiled earlier knows nothing of these hooks
-            outer, self._columns = self._columns, PromptColumns(width)
+            mine = self._calls.call
+            outer, mine.columns = mine.columns, PromptColumns(width)
             try:
                 return inner(kwargs.pop("inputs", None), *args, **kwargs)
             finally:
-                self._columns = outer
+                mine.columns = outer
 
         return generate
 
@@ -210,13 +238,36 @@ def _heads(decoder: Decoder, index: int) -> Heads:
     return heads
 
 
-def _same(a: Where, b: Where) -> bool:
-    return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b
+def _distinct(answers: Sequence[Where]) -> list[Where]:
+    found: list[Where] = []
+    for a in answers:
+        if not any(torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b for b in found):
+            found.append(a)
+    return found
+
+
+def _recomputed(calls: Sequence[_Call]) -> Where:
+    """The answer of the forward that is being recomputed, which ran in one of these threads."""
+    for call in calls:
+        call.recomputing = True
+    found = _distinct([where for call in calls for where in call.to_recompute])
+    if not found:
+        raise RuntimeError(_NO_DECODER)
+    if len(found) > 1:
+        raise RuntimeError(
+            "activation checkpointing cannot tell which of several steered forwards it recomputes; call "
+            "backward after each forward, and run a forward that has none under no_grad"
+        )
+    return found[0]
 
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether a graph was, or will be, made of this module, to which hooks and forwards changed later mean nothing."""
     return getattr(module, "_compiled_call_impl", None) is not None or "_orig_mod" in module._modules
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, tuple | list) else value
 
 
 def _hidden(value: Any, where: Where = True) -> Tensor:
@@ -225,7 +276,7 @@ def _hidden(value: Any, where: Where = True) -> Tensor:
     Raises:
         UserError: it is not laid out as (batch, tokens, width), so that `where` could fall on the wrong tokens.
     """
-    hidden = value[0] if isinstance(value, tuple | list) else value
+    hidden = _first(value)
     if isinstance(hidden, Tensor) and hidden.dim() == 3:
         masked = where.shape[:2] if isinstance(where, Tensor) else hidden.shape[:2]
         if tuple(masked) in (tuple(hidden.shape[:2]), (1, hidden.shape[1])):

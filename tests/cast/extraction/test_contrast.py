@@ -65,9 +65,9 @@ def test_steadiness_is_the_cosine_with_vectors_of_other_samples(tiny, word_task)
 )
 def test_no_steadiness_is_told_of_samples_that_share_or_were_chosen(tiny, word_task, shared):
     options = {"samples": 5, "shots": 2, "site": ["heads", "residual"], "progress": False}
-    assert set(extract(tiny, word_task, **options).metadata["cast"]["steadiness"]) == {"heads", "residual"}
-    assert "steadiness" not in extract(tiny, word_task, **(options | shared)).metadata["cast"]
-    everything = extract(tiny, word_task, **(options | {"samples": 99})).metadata["cast"]
+    assert set(extract(tiny, word_task, **options).provenance.cast["steadiness"]) == {"heads", "residual"}
+    assert "steadiness" not in extract(tiny, word_task, **(options | shared)).provenance.cast
+    everything = extract(tiny, word_task, **(options | {"samples": 99})).provenance.cast
     assert "steadiness" not in everything, "there are no other samples"
 
 
@@ -80,7 +80,7 @@ def test_few_shot_activations_alone(tiny, word_task, drawn):
             few[key].detach() - states.mean(0), extract_from(tiny, template, *drawn, **site)[key].detach(),
             rtol=1e-4, atol=1e-5,
         )  # fmt: skip
-    assert few.metadata["cast"]["kind"] == "few_shot"
+    assert few.provenance.cast["kind"] == "few_shot"
     with pytest.raises(UserError, match="kind must be one of difference, few_shot"):
         extract_from(tiny, template, *drawn, kind="zero", **site)
     with pytest.raises(UserError, match="site must be"):

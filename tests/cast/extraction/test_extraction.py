@@ -103,7 +103,7 @@ def test_settings_travel_with_the_vector(tiny, word_task, tmp_path):
     assert vector.positions == "generated"
     read = type(vector).load(vector.save(tmp_path / "v.safetensors"), tiny)
     expected = {"source": "colours", "style": "chat", "samples": len(word_task.examples), "shots": 2, "seed": 0}
-    assert expected.items() <= read.metadata["cast"].items()
+    assert expected.items() <= read.provenance.cast.items()
 
 
 def test_a_sample_among_its_demonstrations_is_refused(tiny, word_task):
@@ -143,4 +143,4 @@ def test_labels_are_those_of_demonstrations(tiny, word_task):
     """A sample's prompts end at its query."""
     for shared, labels in ((True, range(3, 4)), (False, range(4, 19))):
         found = cast.extract(tiny, word_task, samples=6, shots=3, shared_shots=shared, progress=False)
-        assert found.metadata["cast"]["labels"] in labels
+        assert found.provenance.cast["labels"] in labels

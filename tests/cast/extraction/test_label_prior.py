@@ -51,7 +51,7 @@ def test_labels_are_shifted_by_the_offsets(character_model, letter_task, monkeyp
     wanted = offsets(plain)
     torch.testing.assert_close(change - change.mean(), wanted, rtol=0.03, atol=0.02)
     assert wanted.abs().min() > 0.01
-    assert list(prior.metadata["label_prior"].values()) == pytest.approx(wanted.tolist(), abs=1e-3)
+    assert list(prior.provenance.label_prior.values()) == pytest.approx(wanted.tolist(), abs=1e-3)
 
 
 def test_labels_become_equally_likely(tiny, task, monkeypatch):
@@ -59,7 +59,7 @@ def test_labels_become_equally_likely(tiny, task, monkeypatch):
     template, vector = Template(tiny.tokenizer, task), Intervention.random(tiny, "heads", range(3), norm=2.0, seed=3)
     both = with_label_prior(tiny, 0.5 * vector, template, task.examples)
     assert both.sites == ["heads", "residual"]
-    assert set(both.metadata["label_prior"]) == {"red", "blue", "stone"}
+    assert set(both.provenance.label_prior) == {"red", "blue", "stone"}
 
     def odds(steering):
         """Mean log-probabilities of the whole labels, less their mean."""
@@ -68,11 +68,11 @@ def test_labels_become_equally_likely(tiny, task, monkeypatch):
         mean = -torch.tensor([one.nlls for one in found]).mean(dim=0)
         return mean - mean.mean()
 
-    wanted = torch.tensor(list(both.metadata["label_prior"].values()))
+    wanted = torch.tensor(list(both.provenance.label_prior.values()))
     torch.testing.assert_close(odds(both) - odds(0.5 * vector), wanted, rtol=0.1, atol=0.05)
     shuffled = [replace(e, label=(e.label + 1) % 3, output=e.choices[(e.label + 1) % 3]) for e in task.examples]
     blind = with_label_prior(tiny, 0.5 * vector, template, shuffled)
-    assert blind.metadata == both.metadata, "which label is right is not looked at"
+    assert blind.provenance == both.provenance, "which label is right is not looked at"
 
 
 def test_no_query_loses_its_likeliest_label_to_other_words(tiny, task, monkeypatch):
@@ -130,7 +130,7 @@ def test_examples_on_which_the_model_overflows_are_left_out(tiny, word_task):
         handle.remove()
     assert none is None
     expected = label_prior(tiny, vector, template, examples[1:])
-    assert found.metadata["label_prior"] == pytest.approx(expected.metadata["label_prior"], abs=1e-3)
+    assert found.provenance.label_prior == pytest.approx(expected.provenance.label_prior, abs=1e-3)
     torch.testing.assert_close(found["residual", 2], expected["residual", 2], rtol=1e-3, atol=1e-4)
     kept = choose_place(tiny, vector, template, examples[1:], progress=False)
     assert (choice.layers, choice.scale, choice.examples) == (kept.layers, kept.scale, 7)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import warnings
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from cast.extraction.ridge import fit_ridge, ridge
 from cast.extraction.samples import draw
 from cast.extraction.vectors import contrast_of
+from laai.cli.commands import main
 from laai.errors import UserError
 from laai.evaluation.arms import Method, compare
 from laai.prompts.templates import Template
 from laai.steering.intervention import Intervention
+from laai.steering.loading import load
 from laai.steering.ridge import RidgeMap
 
 
@@ -99,18 +105,74 @@ def test_files(tiny, contrast, tmp_path):
         assert torch.equal(read.maps[key](hidden), one(hidden))
         assert read.maps[key].explained == one.explained
     vector = Intervention.random(tiny, "residual", [0])
-    with pytest.raises(UserError, match="no ridge map"):
+    with pytest.raises(UserError, match="is no ridge map: its format is 'laai-intervention-1'"):
         RidgeMap.load(vector.save(tmp_path / "v.safetensors"))
-    with pytest.raises(UserError, match="no file"):
+    with pytest.raises(UserError, match="no ridge map file"):
         RidgeMap.load(tmp_path / "none")
     (tmp_path / "r.safetensors").write_bytes(b"abc")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="not a readable safetensors file"):
         RidgeMap.load(tmp_path / "r.safetensors")
+
+
+def test_the_file_knows_what_the_maps_were_made_from(tiny, contrast, word_task, tmp_path):
+    whole = fit_ridge(contrast, tiny)
+    made = load((0.5 * whole.select(layers=[1])).save(tmp_path / "r.safetensors"), tiny).provenance
+    expected = {
+        "source": "colours",
+        "style": "plain",
+        "kind": "ridge",
+        "instruction": "Name the colour.",
+        "samples": 12,
+    }
+    assert expected.items() <= made.cast.items()
+    assert made.made_of == "0.5 * (residual 1 of (colours, cast))"
+    assert made.config_hash == tiny.config_hash
+    assert 12 <= len(word_task.examples) - len(made.unseen(word_task.examples)) < len(word_task.examples)
+
+
+def test_files_of_before_and_damaged_ones(contrast, tiny, tmp_path):
+    """Files of `cast-ridge-1` had two entries, and the provenance under `metadata`."""
+    maps, path = fit_ridge(contrast, tiny), tmp_path / "r.safetensors"
+    parts = ("mean", "centre", "left", "right")
+    tensors = {f"{s}.{layer}.{part}": getattr(one, part) for (s, layer), one in maps.maps.items() for part in parts}
+    facts = {"positions": "all", "scale": 2.0, "metadata": tiny.identity | {"x": 1}}
+    facts["explained"] = {f"{s}.{layer}": one.explained for (s, layer), one in maps.maps.items()}
+    save_file(tensors, path, {"format": "cast-ridge-1", "facts": json.dumps(facts)})
+    for read in (load(path, tiny), RidgeMap.load(path)):
+        assert (read.scale, read.positions, read.layers, read.provenance.notes) == (2.0, "all", [0, 1, 2], {"x": 1})
+        assert read.provenance.base_model == tiny.name
+        assert all(torch.equal(read.maps[key].right, one.right) for key, one in maps.maps.items())
+    save_file(
+        tensors | {"residual.1.left": torch.ones(31, 3)}, path, {"format": "cast-ridge-1", "facts": json.dumps(facts)}
+    )
+    with pytest.raises(UserError, match=r"damaged.*shapes at residual\.1"):
+        load(path)
+    for one in ({"format": "cast-ridge-1"}, {"facts": "{}"}, {"format": "cast-ridge-9", "facts": "{}"}):
+        save_file(tensors, path, one)
+        with pytest.raises(UserError) as caught:
+            load(path)
+        assert "\n" not in str(caught.value)
+        assert str(path) in str(caught.value)
+
+
+def test_a_ridge_map_on_the_command_line(contrast, tiny, word_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main replaces it
+    (40.0 * fit_ridge(contrast, tiny)).save("r.safetensors")
+    for scale in ("0", "1"):
+        main(["generate", "--intervention", "r.safetensors", "--task", str(word_file), "--scale", scale, "amber"])
+        plain, steered = (line.split(":", 1)[1].strip() for line in capsys.readouterr().out.splitlines())
+        assert (plain == steered) == (scale == "0")
+    command = ["evaluate", "--intervention", "r.safetensors", "--task", str(word_file), "--test", "30"]
+    main([*command, "--json", "r.json"])
+    assert "test queries are left out: the vectors were made from them" in capsys.readouterr().out
+    zero, steered = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert steered["nll"] != pytest.approx(zero["nll"], rel=1e-3)
 
 
 def test_another_model_is_refused(tiny, contrast, tmp_path, character_model):
     path = fit_ridge(contrast, tiny).save(tmp_path / "r.safetensors")
-    with pytest.raises(UserError, match="configuration hashes"):
+    with pytest.raises(UserError, match=rf"{path} was made for .*not for llama \(configuration"):
         RidgeMap.load(path, character_model("llama"))
     narrow = ridge(torch.randn(5, 8), torch.randn(5, 8))
     with pytest.raises(UserError, match="width 8"), RidgeMap({("residual", 0): narrow}).on(tiny):

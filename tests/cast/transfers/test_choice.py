@@ -79,7 +79,7 @@ def test_options_with_the_label_prior_that_goes_with_a_vector(tiny, word_task):
     plain = right_options(tiny, vector, template, examples)
     bare = 2.0 * vector.select(layers=[0, 1])
     prior = label_prior(tiny, bare, template, examples)
-    shifts = torch.tensor([prior.metadata["label_prior"][option] for option in examples[0].choices])
+    shifts = torch.tensor([prior.provenance.label_prior[option] for option in examples[0].choices])
     with bare.on(tiny):
         measured = measure(tiny, template, list(enumerate(examples)))
     shares = [(shifts - torch.tensor(m.options)).softmax(-1)[e.label] for m, e in zip(measured, examples, strict=True)]

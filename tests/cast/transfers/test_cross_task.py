@@ -17,7 +17,6 @@ from laai.errors import UserError
 from laai.prompts import demonstrations as cross_task_prompt
 from laai.prompts.templates import Template
 from laai.runtime.data import FewShotDataModule
-from laai.steering.provenance import unseen
 from laai.tasks.examples import Example, Task
 
 SMALL = {"samples": 6, "shots": 2, "development": 5, "test": 6, "progress": False}
@@ -204,10 +203,10 @@ def test_a_vector_that_does_not_help_is_refused(tiny, word_task, other_task, mon
     refused = transfer(tiny, other_task, word_task, baselines=["zero-shot"], **SMALL)
     applied = transfer(tiny, other_task, word_task, baselines=["zero-shot"], refuse=False, **SMALL)
     assert (refused.refused, applied.refused) == (True, False)
-    assert (refused.vector.metadata["refused"], applied.vector.metadata["refused"]) == (True, False)
+    assert (refused.vector.provenance.refused, applied.vector.provenance.refused) == (True, False)
     data = FewShotDataModule(word_task, SMALL["shots"], validation=SMALL["development"], test=SMALL["test"])
-    assert unseen(data.splits.validation, applied.vector.metadata) == (), "the place was chosen on them"
-    assert unseen(data.splits.test, applied.vector.metadata) == data.splits.test
+    assert applied.vector.provenance.unseen(data.splits.validation) == (), "the place was chosen on them"
+    assert applied.vector.provenance.unseen(data.splits.test) == data.splits.test
     for found in (refused, applied):
         zero, cast = found.scores
         sizes.append(abs(cast.nll - zero.nll))
@@ -231,7 +230,7 @@ def test_weights_combine_vectors(tiny, word_task, other_task):
     both = combined([one, two], [0.75, 0.25])
     for key, vector in both.items():
         torch.testing.assert_close(vector.detach(), 0.75 * one[key].detach() + 0.25 * two[key].detach())
-    assert [part["source"] for part in both.metadata["cast"]["combined"]] == ["colours", "kinds"]
+    assert [part["source"] for part in both.provenance.cast["combined"]] == ["colours", "kinds"]
 
 
 def test_combined_and_centred_vectors_keep_the_style(tiny, word_task, other_task):
@@ -239,7 +238,7 @@ def test_combined_and_centred_vectors_keep_the_style(tiny, word_task, other_task
     options = {"samples": 4, "shots": 2, "progress": False, "style": "chat"}
     both = combined([extract(tiny, task, **options) for task in (word_task, other_task)], [0.75, 0.25])
     for found in (both, centred(both, [extract(tiny, other_task, **options)])):
-        assert found.metadata["cast"]["style"] == "chat"
+        assert found.provenance.cast["style"] == "chat"
 
 
 def test_centring_takes_off_the_mean_of_tasks(tiny, word_task, other_task):
@@ -248,7 +247,7 @@ def test_centring_takes_off_the_mean_of_tasks(tiny, word_task, other_task):
     found = centred(2.0 * one, [one, 3.0 * two])
     for key, vector in found.items():
         torch.testing.assert_close(vector.detach(), 1.5 * one[key].detach() - 1.5 * two[key].detach())
-    made = found.metadata["cast"]
+    made = found.provenance.cast
     assert (made["source"], [other["source"] for other in made["centred_on"]]) == ("colours", ["colours", "kinds"])
     steered = transfer(
         tiny, other_task, word_task, centre=[other_task], baselines=(), refuse=False, calibrate=False, **SMALL

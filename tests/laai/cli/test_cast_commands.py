@@ -234,7 +234,7 @@ def test_a_refused_vector_is_not_written(capsys, a_transfer, tmp_path, monkeypat
     assert (tmp_path / "v.safetensors").exists() is always
     assert json.loads((tmp_path / "v.json").read_text())["refused"] is not always
     if always:
-        assert Intervention.load("v.safetensors").metadata["refused"] is False
+        assert Intervention.load("v.safetensors").provenance.refused is False
 
 
 def test_columns_of_other_names(capsys, a_transfer, word_task, word_file, tmp_path):

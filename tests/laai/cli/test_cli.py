@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -73,7 +74,8 @@ def test_generate_shows_both(extracted, tiny, word_file, capsys):
 def test_the_style_is_the_one_the_file_was_made_with(extracted, tiny, word_file, capsys, tmp_path):
     vector, shown = Intervention.load(extracted), {}
     for name, facts in (("training", {"training": {"style": "chat"}}), ("cast", {"cast": {"style": "chat"}})):
-        path = vector.with_vectors(dict(vector.items()), metadata=vector.metadata | facts).save(tmp_path / name)
+        made = replace(vector.provenance, **facts)
+        path = vector.with_vectors(dict(vector.items()), provenance=made).save(tmp_path / name)
         for option in ([], ["--style", "chat"], ["--style", "plain"]):
             capsys.readouterr()
             main(["generate", "--intervention", str(path), "--task", str(word_file), *option, "amber"])
@@ -164,7 +166,7 @@ def test_a_mistake_ends_in_one_line(command, extracted, word_file, tiny_folder, 
 
 def test_a_file_of_another_model_is_refused(extracted, tmp_path, tiny, capsys):
     vector = Intervention.load(extracted)
-    vector.metadata["config_hash"] = "0" * 16
+    vector.provenance = replace(vector.provenance, config_hash="0" * 16)
     foreign = vector.save(tmp_path / "foreign.safetensors")
     with pytest.raises(SystemExit):
         main(["generate", "--intervention", str(foreign), "hot"])
@@ -195,12 +197,12 @@ def test_transfer_prints_and_writes(word_file, tiny_folder, tmp_path, capsys, ti
     assert vector.select(site="heads").layers == found["choice"]["layers"]
     assert (vector.sites, set(found["label_prior"])) == (["heads", "residual"], {"red", "dark blue"})
     assert "label prior: red" in out
-    assert [part["weight"] for part in vector.metadata["cast"]["combined"]] == pytest.approx([2 / 3, 1 / 3])
+    assert [part["weight"] for part in vector.provenance.cast["combined"]] == pytest.approx([2 / 3, 1 / 3])
     main([*command, "--no_label_prior", "--centre", "antonym", "--output", str(tmp_path / "t.safetensors")])
     assert "label prior" not in capsys.readouterr().out
     bare = Intervention.load(tmp_path / "t.safetensors", tiny)
     assert bare.sites == ["heads"]
-    assert [other["source"] for other in bare.metadata["cast"]["centred_on"]] == ["antonym"]
+    assert [other["source"] for other in bare.provenance.cast["centred_on"]] == ["antonym"]
 
 
 def test_generate_wants_tokens_before_the_model_is_loaded(extracted, capsys, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from laai.engine import Engine, answer_logits, answer_nll
+from laai.errors import UserError
 from laai.prompts.batches import IGNORE, Prompt, collate
 from laai.prompts.templates import Template
 from laai.steering.intervention import Intervention
@@ -71,3 +72,15 @@ def test_a_prefix_is_run_once_for_all(character_model, prompts):
     suffix = max(len(p.suffix) for p in prompts) - 1
     assert runs.count((len(prompts), longest)) == 1
     assert runs.count((len(prompts) * len(SCALES), suffix)) == len(candidates)
+
+
+def test_candidates_of_another_model_are_refused_before_anything_runs(character_model, prompts):
+    """Of the same widths too, which would be scored."""
+    model, other = character_model("llama"), character_model("qwen2")
+    fits, foreign = (Intervention.zeros(one, "residual", [1]) for one in (model, other))
+    narrow = Intervention({("residual", 0): torch.ones(4)})
+    for candidate, words in ((foreign, "was made for qwen2 .*not for llama"), (narrow, "width 4, the model has 32")):
+        done = []
+        with pytest.raises(UserError, match=words):
+            Engine(model).sweep([fits, candidate], SCALES, prompts, on_candidate=done.append)
+        assert not done

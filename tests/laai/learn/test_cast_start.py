@@ -49,7 +49,7 @@ def test_what_is_tested_is_no_source(learn, words_data, quiet_trainer, word_file
     held_out = {example.input for example in (*data.splits.test, *data.splits.validation)}
     assert len(pool.examples) == 40 - 5 - 4
     assert not held_out & {example.input for example in pool.examples}
-    assert start.vector.metadata["cast"]["samples"] == 31
+    assert start.vector.provenance.cast["samples"] == 31
 
 
 def test_nothing_is_extracted_unasked(learn, quiet_trainer, monkeypatch):
@@ -74,7 +74,7 @@ def test_cast_start_from_another_task(learn, tiny, word_file, words_data):
         tiny, source, samples=4, shots=2, site="residual", layers=[0, 2], seed=3, progress=False
     )  # fmt: skip
     assert_close(vectors(module), dict(expected.items()))
-    start = module.learned().metadata["start"]
+    start = module.learned().provenance.start
     assert (start["samples"], start["shots"], start["source"]) == (4, 2, "colours")
 
 
@@ -86,7 +86,7 @@ def test_cast_start_from_several_tasks(learn, tiny, word_file, words_data):
     )
     both = learn(**still, source=[str(word_file), "antonym"], callbacks=[CastStart(samples=4, shots=2)])
     assert_close(vectors(both), {key: (one[key] + other[key]) / 2 for key in one})
-    parts = both.learned().metadata["start"]["combined"]
+    parts = both.learned().provenance.start["combined"]
     assert [(part["source"], part["samples"], part["weight"]) for part in parts] == [
         ("colours", 2, 0.5),
         ("antonym", 2, 0.5),
@@ -96,21 +96,21 @@ def test_cast_start_from_several_tasks(learn, tiny, word_file, words_data):
 def test_a_single_example_starts_from_built_in_tasks(learn, word_task):
     def starts(task, count):
         data = FewShotDataModule(task, count, test=2)
-        return learn(steps=1, init="cast", data=data, callbacks=[CastStart(samples=8, shots=1)]).learned().metadata
+        return learn(steps=1, init="cast", data=data, callbacks=[CastStart(samples=8, shots=1)]).learned().provenance
 
     def sources(task):
-        return [part["source"] for part in starts(task, 1)["start"]["combined"]]
+        return [part["source"] for part in starts(task, 1).start["combined"]]
 
     assert sources(word_task) == ["antonym", "capital-country", "country-capital", "country-language"]
     assert sources("present-past") == ["singular-plural", "word-sentiment", "antonym", "capital-country"]
-    assert starts(word_task, 2)["start"]["own"] is True
+    assert starts(word_task, 2).start["own"] is True
 
 
 def test_built_in_tasks_that_the_test_takes_most_of_are_passed_over(learn, word_task):
     """All countries but one are trained on or tested; too few examples are left to extract from."""
     data = FewShotDataModule("country-region", 1, test=None)
     module = learn(steps=1, init="cast", data=data, callbacks=[CastStart(samples=20, shots=5)])
-    parts = module.learned().metadata["start"]["combined"]
+    parts = module.learned().provenance.start["combined"]
     assert {part["source"] for part in parts}.isdisjoint({"country-capital", "country-language"})
     assert [part["samples"] for part in parts] == [5] * 4
 

@@ -51,7 +51,7 @@ def test_a_second_fit_gives_the_same(tiny, word_task):
 
 def test_all_of_a_tasks_examples_can_be_learned_from(tiny, word_task):
     few = Task("few", word_task.examples[:10])
-    assert laai.fit(tiny, few, 10, steps=1).metadata["training"]["num_examples"] == 10
+    assert laai.fit(tiny, few, 10, steps=1).provenance.training["num_examples"] == 10
     with pytest.raises(UserError, match="ask for fewer"):
         laai.fit(tiny, few, 11, steps=1)
 
@@ -103,11 +103,11 @@ def test_validation_keeps_the_best(tiny, word_task, monkeypatch):
 
 def test_a_trainer_of_ones_own(tiny, word_task, quiet_trainer):
     vector = laai.fit(tiny, word_task, num_examples=4, trainer=quiet_trainer(max_steps=2))
-    assert vector.metadata["training"]["steps"] == 2
+    assert vector.provenance.training["steps"] == 2
 
 
 def test_a_style(tiny, word_task):
     chat = laai.fit(tiny, word_task, 4, steps=2, style="chat")
-    assert chat.metadata["training"]["style"] == "chat"
+    assert chat.provenance.training["style"] == "chat"
     plain = laai.fit(tiny, word_task, 4, steps=2)
     assert not torch.allclose(chat["heads", 0], plain["heads", 0])

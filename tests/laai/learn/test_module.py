@@ -111,7 +111,7 @@ def test_zero_steps_of_each_init(learn, tiny, words_data, word_task, tmp_path):
     own = extract_own(tiny, template, data.splits.train, progress=False)
     started = learn(init="cast", init_scale=0.5, **still)
     assert_close(vectors(started), {k: 0.5 * v.detach() for k, v in own.items()})
-    assert started.learned().metadata["start"]["own"] is True
+    assert started.learned().provenance.start["own"] is True
 
     path = (2 * own).save(tmp_path / "own.safetensors")
     assert_close(vectors(learn(init=str(path), init_scale=0.25, **still)), {k: 2 * v.detach() for k, v in own.items()})
@@ -224,11 +224,11 @@ def test_the_rate_is_in_units_of_the_activations(learn, tiny, words_data, word_t
 def test_what_was_learned_says_how(learn, words_data):
     module = learn(steps=2, site="residual", layers=[1], positions="all", l1=0.1, data=words_data(seed=5))
     learned = module.learned()
-    training = learned.metadata["training"]
+    training = learned.provenance.training
     expected = {"site": "residual", "positions": "all", "init": "zero", "l1": 0.1, "steps": 2, "task": "colours"}
     expected |= {"num_examples": 6, "seed": 5, "style": "plain", "distill": 0.5, "optimizer": "Adam", "lr": 0.01}
     assert expected.items() <= training.items()
-    assert learned.metadata["config_hash"] == module.language_model.config_hash
+    assert learned.provenance.config_hash == module.language_model.config_hash
     assert (learned.positions, learned.scale) == ("all", 1.0)
 
 

@@ -10,6 +10,10 @@ import laai.steering.file
 from laai.errors import UserError
 from laai.files import write_atomically, write_json
 from laai.steering.intervention import Intervention
+from laai.steering.loading import load
+from laai.steering.provenance import Provenance
+from laai.steering.ridge import AffineMap, RidgeMap
+from laai.steering.steering import check_fits
 from tests.tiny_models import build, shared
 
 VECTORS = {("residual", 2): torch.linspace(-1, 1, 32), ("heads", 0): torch.randn(32), ("residual", 10): torch.ones(32)}
@@ -23,13 +27,7 @@ def whole():
         scale=0.1,
         preserve_norm=True,
         num_heads={0: 4},
-        metadata={
-            "base_model": "m",
-            "revision": None,
-            "config_hash": "abc",
-            "metrics": {"exact": [0.5, 1]},
-            "é": "日本",
-        },
+        provenance=Provenance("m", None, "abc", metrics={"exact": [0.5, 1]}, notes={"é": "日本"}),
     )
 
 
@@ -40,7 +38,7 @@ def test_round_trip(whole, tmp_path):
     for key, vector in whole.items():
         assert torch.equal(again[key], vector)
         assert again[key].dtype == torch.float32
-    for option in ("positions", "scale", "preserve_norm", "num_heads", "metadata"):
+    for option in ("positions", "scale", "preserve_norm", "num_heads", "provenance"):
         assert getattr(again, option) == getattr(whole, option)
     assert [p.name for p in path.parent.iterdir()] == ["v.safetensors"]
     assert path.read_bytes() == again.save(tmp_path / "again.safetensors").read_bytes()
@@ -138,10 +136,11 @@ DAMAGE = {
         lambda p: p.write_bytes(p.read_bytes()[:20] + b"\0\xff" + p.read_bytes()[22:]),
         "safetensors",
     ),
-    "a model": (lambda p: save_file({"weight": torch.ones(3)}, p), "not an intervention"),
-    "other entry": (lambda p: rewritten(p, entry="other"), "not an intervention"),
+    "a model": (lambda p: save_file({"weight": torch.ones(3)}, p), "no intervention"),
+    "other entry": (lambda p: rewritten(p, entry="other"), "no intervention"),
     "no JSON": (lambda p: save_file({"residual.0": torch.ones(3)}, p, {"laai": "{"}), "damaged"),
     "JSON list": (lambda p: save_file({"residual.0": torch.ones(3)}, p, {"laai": "[1]"}), "damaged"),
+    "no format": (lambda p: rewritten(p, header=without("format")), "format"),
     "newer format": (lambda p: rewritten(p, header=lambda h: h | {"format": "laai-intervention-9"}), "intervention-9"),
     "positions": (lambda p: rewritten(p, header=lambda h: h | {"positions": "first"}), "first"),
     "missing key": (lambda p: rewritten(p, header=without("scale")), "scale"),
@@ -160,6 +159,7 @@ DAMAGE = {
     "twice": (lambda p: rewritten(p, tensors=lambda t: t | {"heads.00": t["heads.0"] + 1}), "damaged"),
     "bf16": (lambda p: rewritten(p, tensors=lambda t: t | {"heads.0": t["heads.0"].bfloat16()}), "fp32"),
     "matrix": (lambda p: rewritten(p, tensors=lambda t: t | {"heads.0": torch.ones(4, 8)}), "1-D"),
+    "facts": (lambda p: rewritten(p, header=lambda h: h | {"training": "long"}), "training is str"),
     "NaN": (lambda p: rewritten(p, tensors=lambda t: t | {"heads.0": t["heads.0"] / 0}), "finite"),
 }
 
@@ -179,6 +179,40 @@ def test_no_file(tmp_path):
     for path in (tmp_path / "none.safetensors", tmp_path):
         with pytest.raises(UserError, match="no intervention file"):
             Intervention.load(path)
+
+
+def test_load_reads_whatever_the_file_holds(whole, tmp_path):
+    path = whole.save(tmp_path / "v.safetensors")
+    read = load(path)
+    assert (type(read), read.widths(), read.provenance) == (Intervention, whole.widths(), whole.provenance)
+    with pytest.raises(UserError, match="is no ridge map: its format is 'laai-intervention-1', expected cast-ridge-2"):
+        RidgeMap.load(path)
+    maps = RidgeMap({("residual", 0): AffineMap(*torch.ones(2, 4), torch.ones(4, 2), torch.ones(2, 4))})
+    other = maps.save(tmp_path / "r.safetensors")
+    assert isinstance(load(other), RidgeMap)
+    assert other.read_bytes() == load(other).save(tmp_path / "again.safetensors").read_bytes()
+    with pytest.raises(UserError, match="is no intervention: its format is 'cast-ridge-2'"):
+        Intervention.load(other)
+    with pytest.raises(UserError, match="no intervention or ridge map file at"):
+        load(tmp_path / "none")
+
+
+@pytest.mark.parametrize("kind", ["intervention", "ridge map"])
+def test_both_kinds_fit_or_say_why_not_in_the_same_words(kind):
+    model = build("llama")
+    model.config.name_or_path = "first"
+    steering = Intervention.zeros(model, "residual", [0])
+    if kind == "ridge map":
+        one = AffineMap(*torch.ones(2, 32), torch.ones(32, 2), torch.ones(2, 32))
+        steering = RidgeMap({("residual", 0): one}, provenance=steering.provenance)
+    with pytest.raises(UserError, match=rf"^this {kind} was made for first \(config.*\), not for .*\(config"):
+        check_fits(steering, shared("qwen2"))
+    model.config.name_or_path = "second"
+    with pytest.warns(UserWarning, match=f"^this {kind} was made for the model first; this is second"):
+        check_fits(steering, model)
+    with pytest.raises(UserError, match=rf"nothing at site heads on layers any of this {kind}, which is at"):
+        steering.select(site="heads")
+    assert (-2 * steering).scale == (-(steering * 2)).scale == -2
 
 
 def test_another_model_is_refused(tmp_path):

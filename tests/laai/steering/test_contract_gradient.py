@@ -146,7 +146,7 @@ def test_forwards_without_a_backward_pile_nothing_up():
         (hook,) = model.model._forward_pre_hooks.values()
         for length in range(1, 9):
             model(input_ids=tokens(1, length))
-        assert len(hook.__self__._to_recompute) <= 2
+        assert len(hook.__self__._calls.call.to_recompute) <= 2
 
 
 @pytest.mark.parametrize("autocast", [False, True])

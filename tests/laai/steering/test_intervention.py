@@ -10,6 +10,7 @@ from transformers import AutoModel
 from laai.errors import UserError
 from laai.models.identity import config_hash
 from laai.steering.intervention import Intervention
+from laai.steering.provenance import Provenance
 from tests.tiny_models import build, hooks_of, shared, tokens
 
 A = {("residual", 0): torch.arange(4.0), ("heads", 1): torch.tensor([1.0, -2.0, 3.0, -4.0])}
@@ -61,11 +62,11 @@ def test_vectors_are_fp32_parameters_in_a_fixed_order():
 
 
 def test_select():
-    intervention = Intervention(A | B, scale=3.0, positions="all", preserve_norm=True, metadata={"note": 1})
+    intervention = Intervention(A | B, scale=3.0, positions="all", preserve_norm=True)
     assert list(dict(intervention.select(layers=[0, 7]).items())) == [("residual", 0)]
     assert list(dict(intervention.select(site="heads").items())) == [("heads", 1)]
     part = intervention.select(layers=[2], site="residual")
-    assert (part.scale, part.positions, part.preserve_norm, part.metadata) == (3.0, "all", True, {"note": 1})
+    assert (part.scale, part.positions, part.preserve_norm) == (3.0, "all", True)
     for options in ({"layers": [5]}, {"layers": []}, {"layers": [0], "site": "heads"}):
         with pytest.raises(UserError, match=r"\[0, 1, 2\]"):
             intervention.select(**options)
@@ -81,13 +82,12 @@ def test_norms_are_per_head_and_scaled():
 
 def test_zeros_and_random_fit_the_model():
     model = shared("gemma3_text")
-    zeros = Intervention.zeros(model, "heads", [0, 2], positions="generated", metadata={"task": "x"})
+    zeros = Intervention.zeros(model, "heads", [0, 2], positions="generated")
     assert {key: v.shape for key, v in zeros.items()} == {("heads", 0): (48,), ("heads", 2): (48,)}
     assert not any(v.any() for v in zeros.parameters())
     assert zeros.num_heads == {0: 4, 2: 4}
     assert zeros.positions == "generated"
-    assert zeros.metadata["task"] == "x"
-    assert zeros.metadata["config_hash"] == config_hash(model.config)
+    assert zeros.provenance.config_hash == config_hash(model.config)
     drawn, again, other = (Intervention.random(model, "residual", [1, 0], norm=3.0, seed=s) for s in (0, 0, 1))
     for key, vector in drawn.items():
         assert vector.norm().item() == pytest.approx(3.0, rel=1e-5)
@@ -95,7 +95,7 @@ def test_zeros_and_random_fit_the_model():
         assert not torch.allclose(vector, other[key])
     assert not torch.allclose(drawn["residual", 0], drawn["residual", 1])
     wrapped = SimpleNamespace(llm=model, identity={"base_model": "m", "revision": None, "config_hash": "h"})
-    assert Intervention.zeros(wrapped, "residual", [0]).metadata["base_model"] == "m"
+    assert Intervention.zeros(wrapped, "residual", [0]).provenance.base_model == "m"
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,10 @@ def test_zeros_and_random_fit_the_model():
         (lambda: Intervention(A) - Intervention(A, preserve_norm=True), "preserve_norm"),
         (lambda: Intervention(A) + Intervention({("heads", 1): torch.ones(5)}), "4 and 5"),
         (
-            lambda: Intervention(A, metadata={"config_hash": "a"}) + Intervention(A, metadata={"config_hash": "b"}),
+            lambda: (
+                Intervention(A, provenance=Provenance(config_hash="a"))
+                + Intervention(A, provenance=Provenance(config_hash="b"))
+            ),
             "base",
         ),
         (lambda: Intervention.zeros(shared("llama"), "residual", [3]), "layers 0 to 2"),
