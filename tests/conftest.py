@@ -19,8 +19,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import laai
 import train
-from cast import CastStart
 from laai.learn.module import LAAIModule
+from laai.learn.recipe import Recipe
 from laai.models.language_model import LanguageModel
 from laai.runtime.data import FewShotDataModule
 from laai.tasks.examples import Example, Task
@@ -174,12 +174,14 @@ def quiet_trainer(tmp_path, monkeypatch):
 def learn(tiny, words_data, quiet_trainer):
     """Fit a module on the tiny model; returns it, detached, as the LLM is shared."""
 
-    def run(steps=3, data=None, callbacks=(), ckpt_path=None, trainer=None, given=None, model=tiny, **options):
-        module = LAAIModule(**({"init": "zero"} | options))
-        module.language_model, module.given_start = model, given
-        trainer = trainer or quiet_trainer(max_steps=steps, callbacks=[CastStart(), *callbacks])
+    def run(
+        steps=3, data=None, callbacks=(), ckpt_path=None, trainer=None, given=None, model=tiny, cast=None, **options
+    ):
+        data = data or words_data()
+        module = LAAIModule(Recipe(**({"init": "zero"} | options)), data, model, given, cast)
+        trainer = trainer or quiet_trainer(max_steps=steps, callbacks=[*callbacks])
         try:
-            trainer.fit(module, datamodule=data or words_data(), ckpt_path=ckpt_path)
+            trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
         finally:
             if hasattr(module, "steered"):
                 module.steered.detach()

@@ -43,7 +43,7 @@ class Interruption(pl.Callback):
             signal.signal(signum, signal.SIG_IGN)  # the shutdown is not to be interrupted
             if trainer.strategy.launcher is not None:
                 trainer.strategy.launcher.kill(signum)
-            raise SIGTERMException
+            raise SIGTERMException(128 + signum)
 
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, stop)
@@ -63,9 +63,9 @@ class Interruption(pl.Callback):
     def _kept(self, trainer: pl.Trainer, module: LAAIModule) -> str:
         """Save the vectors; says where they are and how to go on."""
         kept = ""
-        folder = trainer.loggers[0].log_dir if trainer.loggers else None
+        folder = trainer.loggers[0].log_dir if trainer.loggers else trainer.default_root_dir
         finite = all(bool(vector.isfinite().all()) for _, vector in module.intervention.items())
-        if folder is not None and finite:
+        if folder is not None and finite and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             path = Path(folder) / "intervention.safetensors"
             try:
                 module.learned().save(path)

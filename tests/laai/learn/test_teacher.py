@@ -155,7 +155,7 @@ def test_distillation_brings_the_model_nearer_to_its_teacher(learn, words_data):
     for steps, weight in ((1, 0.0), (12, 0.0), (12, 20.0)):
         still = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.0)} if steps == 1 else {}
         module = learn(steps=steps, layers="all", distill=weight, data=data, **still)
-        assert len(module.teacher) == (6 if weight else 0)
+        assert len(module.prepared.teacher) == (6 if weight else 0)
         found[steps, weight] = losses_of(module, data)
     (_, at_first), (plain_nll, plain), (nll, distilled) = found.values()
     assert distilled < plain
