@@ -255,12 +255,12 @@ def run_train(tiny_folder, word_file, tmp_path, monkeypatch):
     rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     level = rank_zero.level
 
-    def run(*arguments, tiny=True):
+    def run(*arguments, tiny=True, runs="lightning_logs"):
         named = ["--model.base_model", str(tiny_folder), "--data.task", str(word_file), "--data.test", "7"]
         named += ["--data.num_examples", "6", "--trainer.max_steps", "3"]
-        before = set(tmp_path.glob("lightning_logs/version_*"))
+        before = set(tmp_path.glob(f"{runs}/version_*"))
         train.main([*(named if tiny else []), "--trainer.accelerator", "cpu", *arguments])
-        (made,) = set(tmp_path.glob("lightning_logs/version_*")) - before
+        (made,) = set(tmp_path.glob(f"{runs}/version_*")) - before
         return made
 
     yield run

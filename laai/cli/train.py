@@ -106,8 +106,7 @@ class TrainCLI(LightningCLI):
         options = self.config[self.config.subcommand]
         if (path := options.get("ckpt_path")) == "last":
             path = str(newest_checkpoint(runs_folder(options.trainer.logger) or default_runs(options.trainer)))
-            if sys.argv[1:2] == [self.config.subcommand]:  # DDP's other processes get these arguments; the last counts
-                sys.argv += ["--ckpt_path", path]
+            sys.argv += ["--ckpt_path", path]  # DDP's other processes get these arguments; the last one counts
             options["ckpt_path"] = path
             sys.stderr.write(f"going on from {path}\n")
         elif path is not None:
@@ -177,11 +176,7 @@ def default_runs(options: Any) -> Path:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; `arguments` default to those of the process, and a fit is what is done by default."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    own = given == sys.argv[1:]
-    if not given or given[0] not in SUBCOMMANDS:
-        given = ["fit", *given]
-        if own:
-            sys.argv[1:] = given  # DDP starts its other processes from it
+    sys.argv[1:] = given if given and given[0] in SUBCOMMANDS else ["fit", *given]  # DDP starts others from it
     ignore_chatter()
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     with ends_in_one_line(resume="the same command with --ckpt_path last"):
@@ -189,10 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             LAAIModule,
             FewShotDataModule,
             seed_everything_default=0,
-            trainer_defaults=dict(TRAINER_DEFAULTS),
             parser_class=OneLineParser,
             auto_configure_optimizers=False,  # the optimiser is the recipe's: --model.optimizer
             load_from_checkpoint_support=False,
             parser_kwargs={"fit": {"description": "Learn vectors from a few examples, test them, and log it."}},
-            args=None if own else given,
         )

@@ -34,7 +34,7 @@ class Prepared:
     """What is known before the first step.
 
     Attributes:
-        start: the vectors then, on the layers that are steered, at scale 1.
+        start: the vectors then, on the layers that are steered, at scale 1; learning changes them in place.
         origin: what they were taken from, on all its layers; None for zero and random ones.
         given: whether that is an object of the caller's.
         cast: the CAST vector at scale 1, on all layers; None unless it is the start.
@@ -113,7 +113,7 @@ def describe(
     """Write into the learned vectors' metadata what they were made from, and how.
 
     Args:
-        prepared: its `start` holds the vectors, which learning changes in place.
+        prepared: its `start` holds the vectors.
         recipe: how was learned.
         data: from what.
         steps: optimiser steps taken.

@@ -166,4 +166,4 @@ def test_distillation_brings_the_model_nearer_to_its_teacher(learn, words_data):
 @pytest.mark.parametrize(("examples", "taught"), [(1, 0), (2, 0), (4, 0), (5, 5)])
 def test_few_examples_have_no_teacher(learn, words_data, examples, taught):
     """Behind so few others the model knows the task too badly; one has no others."""
-    assert len(learn(steps=1, distill=0.5, data=words_data(examples)).teacher) == taught
+    assert len(learn(steps=1, distill=0.5, data=words_data(examples)).prepared.teacher) == taught
