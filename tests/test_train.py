@@ -263,7 +263,7 @@ def test_a_validation_before_the_first_step(run_train):
 
 @pytest.mark.parametrize("validation", [0, 4])
 def test_the_library_learns_what_the_command_learns(run_train, tiny, word_file, validation):
-    folder = run_train("--trainer.max_steps", "30", "--data.validation", str(validation))
+    folder = run_train("--trainer.max_steps", "30", "--data.test", "100", "--data.validation", str(validation))
     learned = laai.fit(tiny, str(word_file), 6, validation=validation)
     found = Intervention.load(folder / "intervention.safetensors", tiny)
     assert found.layers == learned.layers
