@@ -9,12 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cast.extraction import best_scale, centred, extract, extract_from, extract_own, with_label_prior
+    from cast.extraction import CastStart, best_scale, centred, extract, extract_from, extract_own, with_label_prior
     from cast.transfers import transfer
-    from laai.learn import CastStart
 
 _HOMES = {
-    "CastStart": "laai.learn",
+    "CastStart": "cast.extraction",
     "best_scale": "cast.extraction",
     "centred": "cast.extraction",
     "extract": "cast.extraction",

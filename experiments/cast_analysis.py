@@ -27,10 +27,11 @@ from typing import Any
 
 import vector_geometry
 from analysis_report import write_report
-from resuming import ends_in_one_line, kept_results
+from resuming import kept_results
 from transfer_studies import CENTRED, VARIANTS, Study, sources_of
 
 import laai
+from laai.errors import ends_in_one_line
 from laai.files import write_json
 
 Row = dict[str, Any]
@@ -46,7 +47,7 @@ PAIRS = (
 PARTS = ("vectors", "strategies", "samples", "variants", "wording", "profile", "cost")
 
 
-@ends_in_one_line
+@ends_in_one_line()
 def main() -> None:
     """Run the rows that are missing, then write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

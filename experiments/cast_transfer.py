@@ -28,12 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from cast_report import write_report
-from resuming import ends_in_one_line, kept_results
+from resuming import kept_results
 from transfer_matrix import Matrix, measured_in
 from transfer_tasks import SUITES
 
 import laai
-from laai.errors import UserError
+from laai.errors import UserError, ends_in_one_line
 from laai.files import write_json
 from laai.vocabulary import SITES, STRATEGIES
 
@@ -43,7 +43,7 @@ CONTROLS = ("cross-task few-shot", "random direction", "random samples", "each s
 Row = dict[str, Any]
 
 
-@ends_in_one_line
+@ends_in_one_line()
 def main() -> None:
     """Run the cells that are missing, then write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

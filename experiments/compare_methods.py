@@ -19,11 +19,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from resuming import ends_in_one_line, kept_results
+from resuming import kept_results
 
 import cast
 import laai
 from cast.extraction import of_equal_norm
+from laai.errors import ends_in_one_line
 from laai.evaluation import Method, compare
 from laai.files import write_json
 from laai.models import LanguageModel
@@ -35,7 +36,7 @@ RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
 
 
-@ends_in_one_line
+@ends_in_one_line()
 def main() -> None:
     """Run what is missing, then print the tables and draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -27,17 +27,17 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from resuming import ends_in_one_line, kept_results
+from resuming import kept_results
 from starts_report import Row, from_others, write_report
 
 import cast
 import laai
 from cast.extraction import combined, of_equal_norm
 from laai.engine import Reuse
-from laai.errors import UserError
+from laai.errors import UserError, ends_in_one_line
 from laai.evaluation import Measured, measure
 from laai.files import write_json
-from laai.learn import SEVERAL, LAAIModule, StopAtLoss, others_of
+from laai.learn import SEVERAL, LAAIModule, Recipe, StopAtLoss, others_of
 from laai.models import LanguageModel, find_decoder
 from laai.runtime import FewShotDataModule
 from laai.steering import Intervention
@@ -52,7 +52,7 @@ PRIOR = 0.5
 OTHERS = 4
 
 
-@ends_in_one_line
+@ends_in_one_line()
 def main() -> None:
     """Run what is missing, then write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -114,8 +114,8 @@ class Cell:
         vector = self.start(name, float(scale or 0.5), size)
         options: dict[str, Any] = {"prior": "start", "group_l2": PRIOR} if name == "prior" else {}
         options |= {} if self.options.distill is None else {"distill": self.options.distill}
-        module = LAAIModule(self.model.name, site=self.options.site, init="zero", **options)
-        module.language_model, module.given_start = self.model, vector
+        recipe = Recipe(self.model.name, site=self.options.site, init="zero", **options)
+        module = LAAIModule(recipe, data, self.model, vector)
         curve = Curve(self, data, self.options.at_steps)
         trainer = pl.Trainer(
             max_steps=STEPS, max_epochs=-1, devices=1, logger=False, enable_checkpointing=False,

@@ -1,16 +1,11 @@
-"""What the studies' command lines share: results of an earlier run to go on from, and errors in one line."""
+"""What the studies' command lines share: results of an earlier run to go on from."""
 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from laai.errors import UserError
 
 
 def kept_results(
@@ -29,17 +24,3 @@ def kept_results(
     if not report and {name: found.get(name) for name in facts} != facts:
         parser.error(f"{path} holds results of other settings; move it away or name another --json")
     return {name: found.get(name) for name in facts} | found
-
-
-def ends_in_one_line(main: Callable[[], None]) -> Callable[[], None]:
-    """Make a `UserError` end the script as it ends `laai`: with the message on stderr and exit code 2."""
-
-    @functools.wraps(main)
-    def run() -> None:
-        try:
-            main()
-        except UserError as error:
-            sys.stderr.write(f"error: {error}\n")
-            sys.exit(2)
-
-    return run

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from analysis_cells import Cell, cells, difference, mean, over
-from resuming import ends_in_one_line, kept_results
+from resuming import kept_results
 from transfer_tasks import find_task, thinned
 
 import cast
 import laai
 from cast.transfers import source_development
+from laai.errors import ends_in_one_line
 from laai.evaluation import Evaluation
 from laai.files import write_atomically, write_json
 from laai.models import LanguageModel
@@ -50,7 +51,7 @@ SOURCES = {
 PAIRS = [f"{'+'.join(some)}:{target}" for target, own in SOURCES.items() for some in (own[:1], own)]
 
 
-@ends_in_one_line
+@ends_in_one_line()
 def main() -> None:
     """Run the transfers that are missing, then write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from laai.errors import UserError
     from laai.evaluation import measure
-    from laai.learn import LAAIModule, fit
+    from laai.learn import LAAIModule, Recipe, fit
     from laai.models import LanguageModel, load_model
     from laai.prompts import Template
     from laai.steering import Intervention
@@ -29,6 +29,7 @@ _HOMES = {
     "Intervention": "laai.steering",
     "LAAIModule": "laai.learn",
     "LanguageModel": "laai.models",
+    "Recipe": "laai.learn",
     "Task": "laai.tasks",
     "Template": "laai.prompts",
     "UserError": "laai.errors",
@@ -43,6 +44,7 @@ __all__ = [
     "Intervention",
     "LAAIModule",
     "LanguageModel",
+    "Recipe",
     "Task",
     "Template",
     "UserError",

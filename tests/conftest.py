@@ -19,8 +19,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import laai
 import train
-from cast import CastStart
 from laai.learn.module import LAAIModule
+from laai.learn.recipe import Recipe
 from laai.models.language_model import LanguageModel
 from laai.runtime.data import FewShotDataModule
 from laai.tasks.examples import Example, Task
@@ -174,12 +174,14 @@ def quiet_trainer(tmp_path, monkeypatch):
 def learn(tiny, words_data, quiet_trainer):
     """Fit a module on the tiny model; returns it, detached, as the LLM is shared."""
 
-    def run(steps=3, data=None, callbacks=(), ckpt_path=None, trainer=None, given=None, model=tiny, **options):
-        module = LAAIModule(**({"init": "zero"} | options))
-        module.language_model, module.given_start = model, given
-        trainer = trainer or quiet_trainer(max_steps=steps, callbacks=[CastStart(), *callbacks])
+    def run(
+        steps=3, data=None, callbacks=(), ckpt_path=None, trainer=None, given=None, model=tiny, cast=None, **options
+    ):
+        data = data or words_data()
+        module = LAAIModule(Recipe(**({"init": "zero"} | options)), data, model, given, cast)
+        trainer = trainer or quiet_trainer(max_steps=steps, callbacks=[*callbacks])
         try:
-            trainer.fit(module, datamodule=data or words_data(), ckpt_path=ckpt_path)
+            trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
         finally:
             if hasattr(module, "steered"):
                 module.steered.detach()
@@ -254,12 +256,12 @@ def run_train(tiny_folder, word_file, tmp_path, monkeypatch):
     rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     level = rank_zero.level
 
-    def run(*arguments, tiny=True):
+    def run(*arguments, tiny=True, runs="lightning_logs"):
         named = ["--model.base_model", str(tiny_folder), "--data.task", str(word_file), "--data.test", "7"]
         named += ["--data.num_examples", "6", "--trainer.max_steps", "3"]
-        before = set(tmp_path.glob("lightning_logs/version_*"))
+        before = set(tmp_path.glob(f"{runs}/version_*"))
         train.main([*(named if tiny else []), "--trainer.accelerator", "cpu", *arguments])
-        (made,) = set(tmp_path.glob("lightning_logs/version_*")) - before
+        (made,) = set(tmp_path.glob(f"{runs}/version_*")) - before
         return made
 
     yield run

@@ -17,7 +17,7 @@ from types import MappingProxyType
 
 # A server that has imported everything once, and forks for each run.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.forked", "train", "cast", "laai.learn", "torch.utils.tensorboard"])
+CONTEXT.set_forkserver_preload(["tests.forked", "laai.cli.train", "torch.utils.tensorboard"])
 
 
 @dataclass

@@ -13,8 +13,10 @@ import torch
 import yaml
 from lightning.pytorch.loggers import Logger
 
+import laai
 import train
 from laai import cli
+from laai.learn.monitor import Monitor
 from laai.steering.intervention import Intervention
 
 ROW = {
@@ -189,19 +191,96 @@ def test_going_on_with_other_data_is_refused(run_train, capsys):
     assert "the checkpoint learned from 6 examples of colours (seed 0, plain)" in capsys.readouterr().err
 
 
-def test_an_interrupted_run_says_how_to_go_on(run_train, capsys, monkeypatch, tmp_path):
-    def interrupt(self, trainer, *_):
-        if trainer.global_step == 2:
-            raise KeyboardInterrupt
+def interrupt(self, trainer, *_):
+    """In place of a hook: Ctrl-C after two steps."""
+    if trainer.global_step == 2:
+        raise KeyboardInterrupt
 
+
+def test_an_interrupted_run_says_how_to_go_on(run_train, capsys, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(train.Monitor, "on_train_batch_start", interrupt)
-        with pytest.raises((SystemExit, KeyboardInterrupt)):
+        patched.setattr(Monitor, "on_train_batch_start", interrupt)
+        with pytest.raises(SystemExit) as stop:
             run_train()
+    assert stop.value.code == 130
     said = capsys.readouterr().err
     path = re.search(r"stopped after 2 steps.*--ckpt_path (\S+)", said)[1]
     resumed = run_train("--ckpt_path", path)
     assert Intervention.load(resumed / "intervention.safetensors").provenance.training["steps"] == 3
+
+
+def test_an_interrupted_run_without_a_logger_keeps_its_vectors(run_train, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(Monitor, "on_train_batch_start", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        run_train("--trainer.logger", "false")
+    assert stop.value.code == 130
+    path = tmp_path / "lightning_logs" / "version_0" / "intervention.safetensors"
+    assert f"the vectors are in {path.relative_to(tmp_path)}" in capsys.readouterr().err
+    assert Intervention.load(path).metadata["training"]["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    "logger", [[], ["--trainer.logger", "false"], ["--trainer.logger", "tests.test_train.Tracker"]]
+)
+def test_runs_go_into_the_default_root_dir(run_train, tmp_path, logger):
+    common = ["--model.init", "zero", "--trainer.default_root_dir", "runs", *logger]
+    first = run_train(*common, runs="runs/lightning_logs")
+    second = run_train(*common, "--ckpt_path", "last", "--trainer.max_steps", "5", runs="runs/lightning_logs")
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+    for folder, steps in ((first, 3), (second, 5)):
+        learned = Intervention.load(folder / "intervention.safetensors")
+        assert learned.metadata["training"]["steps"] == steps
+        assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["default_root_dir"] == "runs"
+
+
+def test_a_logger_s_own_folder_goes_before_the_default_root_dir(run_train, tmp_path):
+    where = ["--trainer.default_root_dir", "runs", "--trainer.logger.save_dir", "own"]
+    folder = run_train(*where, "--model.init", "zero", runs="own/lightning_logs")
+    assert (folder / "results.json").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"own"}
+
+
+@pytest.mark.parametrize("way", [["--ckpt_path", "last"], ["--ckpt_path=last"], ["--config", "last.yaml"]])
+def test_other_processes_are_told_which_checkpoint_is_the_last(run_train, tmp_path, monkeypatch, capsys, way):
+    """By the arguments that Lightning starts them with; and nothing else that is called `last` is touched."""
+    first = run_train("--model.init", "zero")
+    (tmp_path / "last.yaml").write_text("ckpt_path: last\n")
+    settings = (first / "config.yaml").read_text()
+    Path("lightning_logs").rename("last")
+    Path("first.yaml").write_text(settings)
+    arguments = ["fit", "--config", "first.yaml", "--trainer.logger.name", "last", "--trainer.max_steps", "4", *way]
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    train.main()
+    checkpoint = "last/version_0/checkpoints/last.ckpt"
+    assert sys.argv == ["train.py", *arguments, "--ckpt_path", checkpoint]
+    assert f"going on from {checkpoint}" in capsys.readouterr().err
+
+
+def test_a_validation_before_the_first_step(run_train):
+    rows = results(run_train("--trainer.num_sanity_val_steps", "1", "--data.validation", "3", "--model.init", "zero"))
+    assert [row["n"] for row in rows["rows"]] == [7] * 4
+
+
+@pytest.mark.parametrize("validation", [0, 4])
+def test_the_library_learns_what_the_command_learns(run_train, tiny, word_file, validation):
+    folder = run_train("--trainer.max_steps", "30", "--data.test", "100", "--data.validation", str(validation))
+    learned = laai.fit(tiny, str(word_file), 6, validation=validation)
+    found = Intervention.load(folder / "intervention.safetensors", tiny)
+    assert found.layers == learned.layers
+    for key, vector in learned.items():
+        assert torch.equal(vector, found[key])
+    training = [vectors.metadata["training"] | {"examples": None} for vectors in (found, learned)]
+    assert training[0] == training[1]
+    assert training[0]["init"] == "cast"
+
+
+def test_laai_fit_is_the_same_command(run_train, tmp_path):
+    first = run_train("--model.init", "zero")
+    cli.main(["fit", "--config", str(first / "config.yaml")])
+    a, b = (
+        Intervention.load(tmp_path / "lightning_logs" / f"version_{n}" / "intervention.safetensors") for n in (0, 1)
+    )
+    assert all(torch.equal(vector, b[key]) for key, vector in a.items())
 
 
 def test_validation_stops_early_and_the_checkpoint_is_tested(run_train, tiny, tmp_path, capsys):

@@ -5,11 +5,12 @@ from cast.extraction.contrast import Contrast
 from cast.extraction.loop import discard, files_of
 from cast.extraction.mixing import centred, combined, of_equal_norm, own_seed
 from cast.extraction.ridge import fit_ridge
-from cast.extraction.samples import Samples, draw
+from cast.extraction.samples import CastStart, Samples, draw
 from cast.extraction.scale import best_scale
 from cast.extraction.vectors import check_encoder, contrast_of, extract, extract_from, extract_own
 
 __all__ = [
+    "CastStart",
     "Contrast",
     "Samples",
     "best_scale",

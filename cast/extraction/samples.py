@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,26 @@ from cast.selection import select
 from laai.errors import UserError
 from laai.tasks import Example
 from laai.vocabulary import Strategy
+
+
+@dataclass(frozen=True)
+class CastStart:
+    """How the CAST start of a learning run is extracted from other tasks than its own.
+
+    Raises:
+        UserError: sizes below one.
+    """
+
+    samples: int = 50
+    """Source samples, of other tasks in all."""
+    shots: int = 5
+    """Demonstrations in each few-shot prompt, for other tasks."""
+    shared_shots: bool = False
+    """The same demonstrations for all samples, run once."""
+
+    def __post_init__(self) -> None:
+        """Refuse a start from nothing, before anything is loaded."""
+        _check_sizes(self.samples, self.shots)
 
 
 class Samples(NamedTuple):
@@ -48,8 +69,7 @@ def draw(
     Raises:
         UserError: samples or shots below 1, or too few examples for one sample with its demonstrations.
     """
-    if samples < 1 or shots < 1:
-        raise UserError(f"extraction needs at least 1 sample and 1 shot, not {samples} and {shots}")
+    _check_sizes(samples, shots)
     if shared and from_selected:
         raise UserError("demonstrations that all samples share are no samples: choose shared or from_selected")
     least, what = (min(samples, len(pool)), "samples") if from_selected else (len(pool), "source examples")
@@ -71,3 +91,8 @@ def draw(
     # One more than wanted: the sample itself, if drawn, is dropped.
     shown = [[j for j in rng.sample(others, shots + 1) if j != i][:shots] for i in chosen]
     return Samples([pool[i] for i in chosen], [[pool[j] for j in numbers] for numbers in shown])
+
+
+def _check_sizes(samples: int, shots: int) -> None:
+    if samples < 1 or shots < 1:
+        raise UserError(f"extraction needs at least 1 sample and 1 shot, not {samples} and {shots}")

@@ -28,7 +28,7 @@ from laai.errors import UserError
 from laai.evaluation import Evaluation, Method, Scores, compare
 from laai.models import LanguageModel
 from laai.prompts import Shown, Template, demonstrations_of, fitting, fitting_own
-from laai.runtime import FewShotDataModule
+from laai.runtime import FewShotDataModule, quiet_trainer
 from laai.steering import Intervention
 from laai.tasks import Example, Task, load_task, without
 from laai.vocabulary import SITES, Site, Style
@@ -217,9 +217,7 @@ def transfer(
         methods.insert(0, Method("cross-task few-shot", before=shown))
     if "zero-shot" in baselines:
         methods.insert(0, Method("zero-shot"))
-    tester = trainer or pl.Trainer(
-        devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
-    )
+    tester = trainer or quiet_trainer()
     evaluations = compare(tester, model, data, methods)
     scores = [e.scores for e in evaluations if e.scores is not None]
     return Transfer(steering, choice, "target" if development else "source", refused, scores, evaluations, shown)

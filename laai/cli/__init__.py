@@ -1,7 +1,8 @@
 """cli."""
 
-from laai.cli.commands import main
+from laai.cli.commands import learn, main
 
 __all__ = [
+    "learn",
     "main",
 ]

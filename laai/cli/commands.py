@@ -1,4 +1,4 @@
-"""The `laai` command: look at tasks, try an intervention, measure it. Learning is `python train.py`.
+"""The `laai` command: look at tasks, learn an intervention, try it, measure it.
 
 Each command imports what it needs when it runs, so that `--help` answers at once. Packages add commands by the entry
 point group `laai.commands`.
@@ -14,44 +14,47 @@ from typing import Any
 
 from laai.cli.cast_commands import add_extract, add_transfer
 from laai.cli.options import Parsers, add_columns, add_command, add_model_options, columns_of
-from laai.errors import UserError, between_processes
+from laai.errors import UserError, ends_in_one_line
 from laai.vocabulary import STYLES
 
 OVERVIEW = """\
 Teach a frozen language model a task with a few kilobytes of vectors.
 
   laai tasks                          what there is to learn
+  laai fit --data.task antonym        vectors from ten examples; the same as python train.py
   laai extract --source antonym --output antonym.safetensors
   laai generate --intervention antonym.safetensors --task antonym "hot"
   laai evaluate --intervention antonym.safetensors --task antonym
-
-To learn vectors from ten examples: python train.py --data.task antonym
 """
+LEARNING = {
+    "fit": "learn vectors from a few examples and test them; with `validate` and `test` the same as python train.py",
+    "validate": "measure a checkpoint's vectors on validation examples",
+    "test": "measure a checkpoint's vectors on test examples",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; a user's mistake ends in one line on stderr and exit code 2."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given and given[0] in LEARNING:  # Lightning's own command line
+        return learn(given)
     parser = argparse.ArgumentParser("laai", description=OVERVIEW, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, what in LEARNING.items():
+        commands.add_parser(name, help=what)
     for add in (add_tasks, add_extract, add_transfer, add_generate, add_evaluate):
         add(commands)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given)
     warnings.showwarning = _show_warning
-    try:
+    with ends_in_one_line():
         options.run(options)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
-    except RuntimeError as error:
-        if (said := between_processes(error)) is None:
-            raise
-        sys.stderr.write(f"error: {said}\n")
-        sys.exit(3)
-    except (KeyboardInterrupt, SystemExit) as end:  # Lightning makes the one the other, with code 1, in its loops
-        if not isinstance(end, KeyboardInterrupt) and not isinstance(end.__context__, KeyboardInterrupt):
-            raise
-        sys.stderr.write("\ninterrupted\n")
-        sys.exit(130)
+
+
+def learn(arguments: Sequence[str] | None = None) -> None:
+    """`python train.py`, and `laai fit`, `laai validate` and `laai test`."""
+    from laai.cli.train import main as train
+
+    train(arguments)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -171,11 +174,9 @@ def _generate(options: Any) -> None:
 def _evaluate(options: Any) -> None:
     from dataclasses import replace
 
-    import lightning.pytorch as pl
-
     from laai.evaluation import Method, compare, print_table
     from laai.files import check_output, write_json
-    from laai.runtime import FewShotDataModule, StepProgress, ignore_chatter
+    from laai.runtime import FewShotDataModule, StepProgress, ignore_chatter, quiet_trainer
 
     if options.shots < 0:
         raise UserError(f"shots must be at least 0, not {options.shots}")
@@ -207,10 +208,11 @@ def _evaluate(options: Any) -> None:
     ignore_chatter()
     few_shot = [Method(f"{options.shots}-shot", demonstrations=data.splits.train)] if options.shots else []
     methods = [Method("zero-shot"), *few_shot, Method("steered", intervention)]
-    trainer = pl.Trainer(
-        devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False, callbacks=[StepProgress()]
-    )
-    rows = [test.scores for test in compare(trainer, model, data, methods) if test.scores is not None]
+    rows = [
+        test.scores
+        for test in compare(quiet_trainer([StepProgress()]), model, data, methods)
+        if test.scores is not None
+    ]
     print_table(rows, f"{data.task.name}: {rows[0].n} test queries, {model.name}")
     if table:
         write_json(table, {"task": data.task.name, "rows": [row.as_json() for row in rows]})

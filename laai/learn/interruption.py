@@ -18,35 +18,20 @@ from laai.learn.module import LAAIModule
 class Interruption(pl.Callback):
     """Stops at SIGTERM as at Ctrl-C, keeps the vectors so far, and says how to go on."""
 
-    def on_fit_start(self, *_: Any) -> None:
+    def _listen(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on SIGTERM ends the run at once, with its files in order; Lightning would end the step first."""
-        self._listen(*_)
 
-    def on_train_start(self, *_: Any) -> None:
-        """Again: Lightning has by now put its own handler first, which waits for processes that may be saving."""
-        self._listen(*_)
-
-    def on_sanity_check_start(self, *_: Any) -> None:
-        """Likewise, in what may come before that."""
-        self._listen(*_)
-
-    def on_validation_start(self, *_: Any) -> None:
-        """Likewise, in `validate`."""
-        self._listen(*_)
-
-    def on_test_start(self, *_: Any) -> None:
-        """Likewise."""
-        self._listen(*_)
-
-    def _listen(self, trainer: pl.Trainer, *_: Any) -> None:
         def stop(signum: int, frame: Any) -> None:
             signal.signal(signum, signal.SIG_IGN)  # the shutdown is not to be interrupted
             if trainer.strategy.launcher is not None:
                 trainer.strategy.launcher.kill(signum)
-            raise SIGTERMException
+            raise SIGTERMException(128 + signum)
 
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, stop)
+
+    # At each start: Lightning puts its own handler first, which waits for processes that may be saving.
+    on_fit_start = on_sanity_check_start = on_train_start = on_validation_start = on_test_start = _listen
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Keep the vectors as they are, and say where, and how to go on."""
@@ -63,9 +48,9 @@ class Interruption(pl.Callback):
     def _kept(self, trainer: pl.Trainer, module: LAAIModule) -> str:
         """Save the vectors; says where they are and how to go on."""
         kept = ""
-        folder = trainer.loggers[0].log_dir if trainer.loggers else None
+        folder = trainer.loggers[0].log_dir if trainer.loggers else trainer.default_root_dir
         finite = all(bool(vector.isfinite().all()) for _, vector in module.intervention.items())
-        if folder is not None and finite:
+        if folder is not None and finite and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             path = Path(folder) / "intervention.safetensors"
             try:
                 module.learned().save(path)

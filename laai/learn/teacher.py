@@ -17,7 +17,11 @@ FEWEST_EXAMPLES = 5
 
 @torch.no_grad()
 def few_shot_teacher(
-    engine: Engine, template: Template, examples: Sequence[Example], batch_size: int = 16
+    engine: Engine,
+    template: Template,
+    examples: Sequence[Example],
+    batch_size: int = 16,
+    zero_shot: Sequence[Prompt] = (),
 ) -> list[Tensor]:
     """Log-probabilities at the answer of each example, behind the others as demonstrations.
 
@@ -26,6 +30,7 @@ def few_shot_teacher(
         template: writes the prompts.
         examples: all training examples.
         batch_size: prompts run at a time.
+        zero_shot: the examples' prompts with answers, where they are encoded already.
 
     Returns:
         For each example (answer tokens, vocabulary), in the LLM's dtype, on its device. The answer's tokens are those
@@ -34,9 +39,10 @@ def few_shot_teacher(
     if len(examples) < FEWEST_EXAMPLES:
         return []
     prompts: list[Prompt] = []
-    for example, shown in zip(examples, other_examples(examples), strict=True):
-        few_shot, zero_shot = template.encode(example.input, shown), template.encode(example.input, (), example.output)
-        prompts.append(Prompt(few_shot.prefix, (*few_shot.suffix, *zero_shot.answer)))
+    zero_shot = zero_shot or [template.encode(example.input, answer=example.output) for example in examples]
+    for example, shown, alone in zip(examples, other_examples(examples), zero_shot, strict=True):
+        few_shot = template.encode(example.input, shown)
+        prompts.append(Prompt(few_shot.prefix, (*few_shot.suffix, *alone.answer)))
     teacher: list[Tensor] = [torch.empty(0)] * len(prompts)
     for rows, batch, logits in engine.logits(prompts, batch_size):
         log_probs = logits.float().log_softmax(dim=-1)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
 from laai.errors import UserError
+from laai.models import LanguageModel
 from laai.prompts import Batch, Prompt, Template, collate
 from laai.runtime.strategy import ShardedStrategy
 from laai.tasks import Example, Splits, Task, load_task, same_text
@@ -80,18 +81,24 @@ class FewShotDataModule(LightningDataModule):
             test = min(test, max(left, 1))
         self.splits: Splits = self.task.split(num_examples, validation=validation, test=test, seed=seed)
 
+        self.prompts: list[Prompt] = []
+        """Of the training examples: zero-shot, with their answers; once `encode` has been called."""
+
     def template(self, tokenizer: PreTrainedTokenizerBase) -> Template:
         """How this task is written for a model."""
         return Template(tokenizer, self.task, self.style)
 
+    def encode(self, model: LanguageModel) -> None:
+        """Encode the training examples for a model, once for a whole run: whoever learns calls this before the fit."""
+        self._pad = model.pad
+        self.prompts = [prompt for _, prompt in encode_training(self.template(model.tokenizer), self.splits.train)]
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of the training examples' prompts with answers; shuffled if one batch does not hold them all."""
         trainer = self.trainer
-        if trainer is None:
-            raise RuntimeError("attach this data module to a Trainer first")
-        module: Any = trainer.lightning_module
-        tokenizer: PreTrainedTokenizerBase = module.language_model.tokenizer
-        dataset: Any = encode_training(self.template(tokenizer), self.splits.train)
+        if trainer is None or not self.prompts:
+            raise RuntimeError("attach this data module to a Trainer first, and encode its examples for a model")
+        dataset: Any = list(enumerate(self.prompts))
         size, devices = min(self.batch_size or len(dataset), len(dataset)), trainer.world_size
         if size % devices:
             raise UserError(f"a batch of {size} examples cannot be shared evenly by {devices} devices")
@@ -101,7 +108,7 @@ class FewShotDataModule(LightningDataModule):
                 "choose another batch_size"
             )
         sampler = StepOrder(dataset, trainer, size, self.seed)
-        collate_fn = partial(_collate_numbered, pad=module.language_model.pad)
+        collate_fn = partial(_collate_numbered, pad=self._pad)
         return ResumableLoader(dataset, size // devices, sampler=sampler, collate_fn=collate_fn)
 
     def val_dataloader(self) -> DataLoader[Tensor] | list[Tensor]:

@@ -12,6 +12,8 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 class StepProgress(TQDMProgressBar):
     """Lightning's bar, with the optimiser's steps as its unit: time left is that of the whole fit."""
 
+    _examples = 0
+
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Open the bar for all steps."""
         self.train_progress_bar = self.init_train_tqdm()
@@ -50,4 +52,6 @@ class StepProgress(TQDMProgressBar):
     ) -> dict[str, int | str | float | dict[str, float]]:
         """The logged values without the run's number, and examples learned from in a second, over all devices."""
         values = {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+        if not self._examples:  # a validation before the first step
+            return values
         return values | {"examples/s": f"{self._examples / (time.perf_counter() - self._began):.3g}"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from laai.errors import LONGEST, UserError, between_processes
+from laai.errors import LONGEST, UserError, between_processes, ends_in_one_line
 
 
 def test_a_message_is_one_line_that_steers_no_terminal():
@@ -37,3 +37,41 @@ def test_errors_between_processes_take_a_line(error, told):
 
 def test_an_error_of_this_process_is_its_own():
     assert between_processes(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+
+
+class Terminated(SystemExit):
+    """As Lightning's own for SIGTERM."""
+
+
+@pytest.mark.parametrize(
+    ("raised", "resume", "code", "said"),
+    [
+        (UserError("no such\nfile"), "", 2, "error: no such file\n"),
+        (
+            RuntimeError("gloo: Broken pipe"),
+            "",
+            3,
+            "error: another process of this run stopped (gloo: Broken pipe); its",
+        ),
+        (RuntimeError("gloo: Broken pipe"), "again", 3, "; its own output says why; to go on: again\n"),
+        (KeyboardInterrupt(), "again", 130, "\ninterrupted\n"),
+        (Terminated(), "", 143, ""),
+        (Terminated(143), "", 143, ""),
+        (SystemExit(4), "", 4, ""),
+    ],
+)
+def test_a_command_ends_in_one_line_and_a_code(capsys, raised, resume, code, said):
+    @ends_in_one_line(resume)
+    def command():
+        raise raised
+
+    for _ in range(2):
+        with pytest.raises(SystemExit) as end:
+            command()
+        assert end.value.code == code
+        assert said in capsys.readouterr().err
+
+
+def test_a_defect_comes_through():
+    with pytest.raises(RuntimeError, match="shapes"), ends_in_one_line():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

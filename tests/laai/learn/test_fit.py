@@ -65,7 +65,7 @@ def test_starts(tiny, word_task, tmp_path):
     for init in (path, str(path)):
         read = laai.fit(tiny, word_task, init=init, init_scale=1.0, **still)
         torch.testing.assert_close(read["heads", 0], start["heads", 0])
-    assert bool((laai.fit(tiny, word_task, **still)["heads", 0] == 0).all())
+    assert bool((laai.fit(tiny, word_task, init="zero", **still)["heads", 0] == 0).all())
 
 
 class Fails(Callback):
@@ -104,6 +104,17 @@ def test_validation_keeps_the_best(tiny, word_task, monkeypatch):
 def test_a_trainer_of_ones_own(tiny, word_task, quiet_trainer):
     vector = laai.fit(tiny, word_task, num_examples=4, trainer=quiet_trainer(max_steps=2))
     assert vector.provenance.training["steps"] == 2
+
+
+@pytest.mark.parametrize("given", [{"steps": 3}, {"stop_at_loss": 0.0}, {"callbacks": [Callback()]}])
+def test_what_a_trainer_of_ones_own_would_ignore_is_refused(tiny, word_task, quiet_trainer, given):
+    with pytest.raises(UserError, match="in the trainer, found some beside it"):
+        laai.fit(tiny, word_task, trainer=quiet_trainer(), **given)
+
+
+def test_a_start_from_another_task(tiny, word_task):
+    start = laai.fit(tiny, word_task, 4, steps=1, source="antonym", cast=cast.CastStart(samples=3, shots=2))
+    assert [start.metadata["start"][name] for name in ("source", "samples", "shots")] == ["antonym", 3, 2]
 
 
 def test_a_style(tiny, word_task):

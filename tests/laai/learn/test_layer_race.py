@@ -103,8 +103,8 @@ def test_two_examples_at_least(tiny, prompts):
 
 def test_the_choice_is_what_is_learned_and_plotted(learn):
     module = learn(steps=1, site="residual", layers="auto")
-    assert module.intervention.layers == [module.layer_profile.best]
-    assert learn(steps=1, site="heads", layers="auto").layer_profile is None
+    assert module.intervention.layers == [module.prepared.profile.best]
+    assert learn(steps=1, site="heads", layers="auto").prepared.profile is None
 
 
 def test_figure_shows_every_layer():

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from cast import extract_own
 from laai.engine import Engine, mean_nll
 from laai.errors import UserError
-from laai.learn.module import LAAIModule
+from laai.learn.recipe import Recipe
 from laai.learn.steered import SteeredLM
 from laai.prompts.batches import collate
 from laai.prompts.templates import Template
@@ -55,7 +55,7 @@ def test_loss_goes_down_and_only_vectors_change(learn, tiny, weights, site, posi
 def test_penalties_give_the_proximal_point_with_exact_zeros(learn, site, groups):
     options = {"steps": 1, "site": site, "layers": "all", "optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}
     module = learn(**options)
-    free, rate = vectors(module), {layer: 0.1 * rms for layer, rms in module.rms.items()}
+    free, rate = vectors(module), {layer: 0.1 * rms for layer, rms in module.prepared.rms.items()}
     entries = torch.cat([v.abs() / rate[key[1]] for key, v in free.items()])
     l1 = float(entries.median())
     for key, v in vectors(learn(l1=l1, **options)).items():
@@ -84,7 +84,9 @@ def test_penalties_can_pull_towards_the_start(learn):
     kept = vectors(learn(steps=4, group_l2=50.0, prior="start", **options))
     assert all(torch.equal(kept[key], start[key]) for key in start), "nothing moves, to the bit"
     free = learn(steps=1, **options)
-    steps = {k: (v - start[k]).view(4, -1).norm(dim=1) / (0.1 * free.rms[k[1]]) for k, v in vectors(free).items()}
+    steps = {
+        k: (v - start[k]).view(4, -1).norm(dim=1) / (0.1 * free.prepared.rms[k[1]]) for k, v in vectors(free).items()
+    }
     strength = float(torch.cat(list(steps.values())).median())
     some = vectors(learn(steps=1, group_l2=strength, prior="start", **options))
     for key, sizes in steps.items():
@@ -104,7 +106,7 @@ def test_zero_steps_of_each_init(learn, tiny, words_data, word_task, tmp_path):
     )
     assert_close(vectors(random), vectors(again), rtol=0, atol=0)
     for key, v in vectors(random).items():
-        assert float(v.norm()) == pytest.approx(0.7 * random.rms[key[1]] * 32**0.5, rel=1e-5)
+        assert float(v.norm()) == pytest.approx(0.7 * random.prepared.rms[key[1]] * 32**0.5, rel=1e-5)
         assert not torch.equal(v, vectors(other)[key])
 
     template = Template(tiny.tokenizer, word_task)
@@ -154,7 +156,7 @@ def test_bad_options_are_refused_and_leave_no_hooks(learn, tiny, options, match)
 @pytest.mark.parametrize("value", [-1.0, float("nan")])
 def test_penalties_must_not_be_negative(name, value):
     with pytest.raises(UserError, match=name):
-        LAAIModule(**{name: value})
+        Recipe(**{name: value})
 
 
 def test_starts_that_do_not_fit_are_refused(learn, tiny, words_data):
@@ -216,7 +218,7 @@ def test_the_rate_is_in_units_of_the_activations(learn, tiny, words_data, word_t
         module = learn(site=site, **options)
         for layer, found in squares.items():
             rms = float(torch.stack(found).mean().sqrt())
-            assert module.rms[layer] == pytest.approx(rms, rel=1e-4)
+            assert module.prepared.rms[layer] == pytest.approx(rms, rel=1e-4)
             moved = module.intervention[site, layer].detach().abs()
             torch.testing.assert_close(moved, torch.full_like(moved, 0.25 * rms), rtol=1e-3, atol=0)
 
@@ -235,12 +237,12 @@ def test_what_was_learned_says_how(learn, words_data):
 def test_no_distillation_is_plain_likelihood_learning(learn, tiny, words_data):
     data, losses = words_data(6), Losses()
     module = learn(steps=3, layers=[0, 2], distill=0.0, data=data, callbacks=[losses])
-    assert module.teacher == []
+    assert module.prepared.teacher == []
     by_hand = Intervention.zeros(tiny, "heads", [0, 2])
     batch = collate([p for _, p in encode_training(module.template, data.splits.train)], tiny.pad)
     steered = SteeredLM(Engine(tiny), by_hand)
     try:
-        groups = [{"params": [v], "lr": 0.01 * module.rms[layer]} for (_, layer), v in by_hand.items()]
+        groups = [{"params": [v], "lr": 0.01 * module.prepared.rms[layer]} for (_, layer), v in by_hand.items()]
         optimizer = torch.optim.Adam(groups)
         for seen in losses.values:
             loss = mean_nll(steered(batch).nll, batch.labels)

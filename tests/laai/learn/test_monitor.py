@@ -64,10 +64,10 @@ def test_relative_norms_by_hand(learn, quiet_trainer):
     assert bool((monitor._history[0] == 0).all())
     for i, layer in enumerate(module.intervention.layers):
         vector = module.intervention["heads", layer].detach()
-        expected = vector.norm() / (module.rms[layer] * len(vector) ** 0.5)
+        expected = vector.norm() / (module.prepared.rms[layer] * len(vector) ** 0.5)
         torch.testing.assert_close(monitor._history[-1][i], expected, rtol=1e-4, atol=1e-6)
         heads = vector.view(4, -1)
-        per_head = heads.norm(dim=1) / (module.rms[layer] * heads.shape[1] ** 0.5)
+        per_head = heads.norm(dim=1) / (module.prepared.rms[layer] * heads.shape[1] ** 0.5)
         torch.testing.assert_close(monitor._last[i], per_head, rtol=1e-4, atol=1e-6)
 
 

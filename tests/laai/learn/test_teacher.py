@@ -153,7 +153,7 @@ def test_distillation_brings_the_model_nearer_to_its_teacher(learn, words_data):
     for steps, weight in ((1, 0.0), (12, 0.0), (12, 20.0)):
         still = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.0)} if steps == 1 else {}
         module = learn(steps=steps, layers="all", distill=weight, data=data, **still)
-        assert len(module.teacher) == (6 if weight else 0)
+        assert len(module.prepared.teacher) == (6 if weight else 0)
         found[steps, weight] = losses_of(module, data)
     (_, at_first), (plain_nll, plain), (nll, distilled) = found.values()
     assert distilled < plain
@@ -164,4 +164,4 @@ def test_distillation_brings_the_model_nearer_to_its_teacher(learn, words_data):
 @pytest.mark.parametrize(("examples", "taught"), [(1, 0), (2, 0), (4, 0), (5, 5)])
 def test_few_examples_have_no_teacher(learn, words_data, examples, taught):
     """Behind so few others the model knows the task too badly; one has no others."""
-    assert len(learn(steps=1, distill=0.5, data=words_data(examples)).teacher) == taught
+    assert len(learn(steps=1, distill=0.5, data=words_data(examples)).prepared.teacher) == taught

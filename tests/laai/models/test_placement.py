@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cast import CastStart
 from laai.engine import Engine
 from laai.errors import UserError
 from laai.evaluation.arms import Evaluation, Method
@@ -28,7 +27,7 @@ def test_mixed_precision_learns_the_same_in_fp32_vectors(learn, quiet_trainer):
     losses = {}
     for precision in ("32-true", "bf16-mixed"):
         record = Losses()
-        trainer = quiet_trainer(max_steps=8, precision=precision, callbacks=[CastStart(), record])
+        trainer = quiet_trainer(max_steps=8, precision=precision, callbacks=[record])
         module = learn(trainer=trainer, layers="all")
         assert all(v.dtype == torch.float32 and bool(v.ne(0).all()) for v in vectors(module).values())
         losses[precision] = record.values

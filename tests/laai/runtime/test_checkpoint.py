@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cast import CastStart
 from laai.errors import UserError
 from laai.learn.module import LAAIModule
 from laai.learn.stopping import StopAtBest, StopAtLoss
@@ -19,7 +18,7 @@ def checkpoint(learn, quiet_trainer, tmp_path):
 
     def make(steps, callbacks=(), **options):
         saver = RunCheckpoint(tmp_path / f"after{steps}")
-        trainer = quiet_trainer(max_steps=steps, enable_checkpointing=True, callbacks=[CastStart(), saver, *callbacks])
+        trainer = quiet_trainer(max_steps=steps, enable_checkpointing=True, callbacks=[saver, *callbacks])
         return learn(trainer=trainer, **options), saver.last_model_path
 
     return make
@@ -59,12 +58,12 @@ def test_resuming_in_the_middle_of_an_epoch(learn, quiet_trainer, words_data, tm
     data, options = words_data(7, batch_size=3), {"site": site, "layers": [2], "schedule": "linear"}
     saver = RunCheckpoint(tmp_path, every_seconds=0)
     saver.save_top_k = -1
-    trainer = quiet_trainer(max_steps=9, enable_checkpointing=True, callbacks=[CastStart(), StopAtLoss(0.0), saver])
+    trainer = quiet_trainer(max_steps=9, enable_checkpointing=True, callbacks=[StopAtLoss(0.0), saver])
     whole = learn(trainer=trainer, data=data, **options)
     assert whole.engine.way is not None
     for step in range(1, 9):
         callbacks = [StopAtLoss(0.0), RunCheckpoint(tmp_path / "other")]
-        trainer = quiet_trainer(max_steps=9, enable_checkpointing=True, callbacks=[CastStart(), *callbacks])
+        trainer = quiet_trainer(max_steps=9, enable_checkpointing=True, callbacks=callbacks)
         resumed = learn(trainer=trainer, data=data, ckpt_path=tmp_path / f"step={step}.ckpt", **options)
         assert resumed.trainer.global_step == 9
         assert_equal_vectors(whole, resumed)
@@ -100,7 +99,7 @@ def test_resuming_remembers_the_best_vectors(learn, checkpoint, quiet_trainer, w
     _, path = checkpoint(3, [stopper], data=data)
     best = {name: vector.clone() for name, vector in stopper.state_dict()["best"].items()}
     later = StopAtBest(5)
-    trainer = quiet_trainer(max_steps=5, enable_checkpointing=True, callbacks=[CastStart(), later])
+    trainer = quiet_trainer(max_steps=5, enable_checkpointing=True, callbacks=[later])
     resumed = learn(trainer=trainer, data=data, ckpt_path=path)
     for name, vector in resumed.state_dict().items():
         assert torch.equal(vector, best[name])

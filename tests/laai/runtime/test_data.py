@@ -106,3 +106,18 @@ def test_inputs_that_differ_in_case_alone_leave_a_smaller_test():
         data = FewShotDataModule(task, 10, seed=seed, validation=5, test=100)
         assert [len(data.splits.train), len(data.splits.validation), len(data.splits.test)] == [10, 5, 85]
         FewShotDataModule(task, 10, seed=seed, test=None)
+
+
+def test_examples_are_encoded_once_a_run(learn, words_data, monkeypatch):
+    from laai.prompts.templates import Template
+
+    seen, real = [], Template.encode
+
+    def encode(self, text, shown=(), answer=None):
+        seen.extend([text] if answer is not None and not shown else [])
+        return real(self, text, shown, answer)
+
+    monkeypatch.setattr(Template, "encode", encode)
+    data = words_data(6)
+    learn(steps=2, data=data, init="cast")
+    assert seen == [example.input for example in data.splits.train]
