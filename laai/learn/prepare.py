@@ -103,32 +103,21 @@ def prepare(
 
 
 def describe(
-    prepared: Prepared,
-    recipe: Recipe,
-    data: FewShotDataModule,
-    steps: int,
-    optimizer: dict[str, Any],
-    further: dict[str, Any],
+    prepared: Prepared, recipe: Recipe, data: FewShotDataModule, done: dict[str, Any], further: dict[str, Any]
 ) -> None:
-    """Write into the learned vectors' metadata what they were made from, and how.
+    """Write into the metadata of the learned vectors, `prepared.start`, what they were made from, and how.
 
-    Args:
-        prepared: its `start` holds the vectors.
-        recipe: how was learned.
-        data: from what.
-        steps: optimiser steps taken.
-        optimizer: its name and settings.
-        further: facts as they are.
+    `done` is told with the settings of their training; `further` facts stand beside it.
     """
     names = ["site", "positions", "init", "source", "init_scale", "l1", "group_l2", "prior", "distill", "schedule"]
-    training = {name: getattr(recipe, name) for name in names} | {"steps": steps}
+    training = {name: getattr(recipe, name) for name in names} | done
     training |= {"init": "given"} if prepared.given else {}
     origin = None if prepared.origin is None else prepared.origin.metadata
     inputs = [e.input for e in (*data.splits.train, *data.splits.validation)]
     facts = prepared.start.metadata
     facts |= {} if origin is None else {"start": origin.get("cast")}
     facts |= {"seen": seen_digests(inputs, None if origin is None else origin.get("seen"))}
-    facts |= {"training": training | data_facts(data) | optimizer} | further
+    facts |= {"training": training | data_facts(data)} | further
 
 
 def resolve_layers(layers: str | int | list[int], decoder: Decoder, site: Site) -> list[int]:
