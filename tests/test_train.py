@@ -216,7 +216,7 @@ def test_an_interrupted_run_without_a_logger_keeps_its_vectors(run_train, capsys
     assert stop.value.code == 130
     path = tmp_path / "lightning_logs" / "version_0" / "intervention.safetensors"
     assert f"the vectors are in {path.relative_to(tmp_path)}" in capsys.readouterr().err
-    assert Intervention.load(path).metadata["training"]["steps"] == 2
+    assert Intervention.load(path).provenance.training["steps"] == 2
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_runs_go_into_the_default_root_dir(run_train, tmp_path, logger):
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
     for folder, steps in ((first, 3), (second, 5)):
         learned = Intervention.load(folder / "intervention.safetensors")
-        assert learned.metadata["training"]["steps"] == steps
+        assert learned.provenance.training["steps"] == steps
         assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["default_root_dir"] == "runs"
 
 
@@ -269,7 +269,7 @@ def test_the_library_learns_what_the_command_learns(run_train, tiny, word_file, 
     assert found.layers == learned.layers
     for key, vector in learned.items():
         assert torch.equal(vector, found[key])
-    training = [vectors.metadata["training"] | {"examples": None} for vectors in (found, learned)]
+    training = [vectors.provenance.training | {"examples": None} for vectors in (found, learned)]
     assert training[0] == training[1]
     assert training[0]["init"] == "cast"
 

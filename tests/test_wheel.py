@@ -64,4 +64,4 @@ def test_what_it_installs_learns_on_two_devices(wheel, tiny_folder, word_file, t
     assert done.returncode == 0, done.stderr
     assert "run folder: lightning_logs/version_0" in done.stdout
     learned = Intervention.load(tmp_path / "lightning_logs" / "version_0" / "intervention.safetensors")
-    assert learned.metadata["training"]["steps"] == 2
+    assert learned.provenance.training["steps"] == 2

@@ -99,7 +99,7 @@ class TrainCLI(LightningCLI):
         super().parse_arguments(parser, args)
         trainer = self.config[self.config.subcommand].trainer
         if runs_folder(trainer.logger) and trainer.logger.init_args.save_dir == HERE and trainer.default_root_dir:
-            trainer.logger.init_args.save_dir = trainer.default_root_dir
+            trainer.logger.init_args.save_dir = str(Path(trainer.default_root_dir).expanduser())
 
     def _parse_ckpt_path(self) -> None:
         """`--ckpt_path last` is the newest checkpoint of all runs in the folder; else Lightning's own reading."""

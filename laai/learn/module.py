@@ -113,7 +113,8 @@ class LAAIModule(LightningModule):
 
     def learned(self, **facts: Any) -> Intervention:
         """The vectors with the settings of their training, and further facts, in their provenance."""
-        describe(self.prepared, self.recipe, self.data, self.trainer.global_step, self.optimizer_facts, facts)
+        done = {"steps": self.trainer.global_step} | self.optimizer_facts
+        describe(self.prepared, self.recipe, self.data, done, facts)
         return self.intervention
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -92,7 +92,7 @@ def _activation_norm(module: LAAIModule, layer: int, groups: int) -> float:
 
 @rank_zero_only
 def log_effects(trainer: pl.Trainer, effects: dict[int, float]) -> None:
-    """Add what each layer's vector is worth (`laai.ablation`), as a figure, to every TensorBoard logger."""
+    """Add what each layer's vector is worth (`layer_effects`), as a figure, to every TensorBoard logger."""
     log_figures(trainer, {"vectors/loss without each layer": effect_figure(effects)})
 
 

@@ -103,30 +103,19 @@ def prepare(
 
 
 def describe(
-    prepared: Prepared,
-    recipe: Recipe,
-    data: FewShotDataModule,
-    steps: int,
-    optimizer: dict[str, Any],
-    further: dict[str, Any],
+    prepared: Prepared, recipe: Recipe, data: FewShotDataModule, done: dict[str, Any], further: dict[str, Any]
 ) -> None:
-    """Write into the learned vectors' provenance what they were made from, and how.
+    """Write into the provenance of the learned vectors, `prepared.start`, what they were made from, and how.
 
-    Args:
-        prepared: its `start` holds the vectors.
-        recipe: how was learned.
-        data: from what.
-        steps: optimiser steps taken.
-        optimizer: its name and settings.
-        further: facts as they are.
+    `done` is told with the settings of their training; `further` facts stand beside it.
     """
     names = ["site", "positions", "init", "source", "init_scale", "l1", "group_l2", "prior", "distill", "schedule"]
-    training = {name: getattr(recipe, name) for name in names} | {"steps": steps}
+    training = {name: getattr(recipe, name) for name in names} | done
     training |= {"init": "given"} if prepared.given else {}
     origin = Provenance() if prepared.origin is None else prepared.origin.provenance
     inputs = [e.input for e in (*data.splits.train, *data.splits.validation)]
     known = prepared.start.provenance.model().having_seen(inputs, origin.seen)
-    facts = {"start": origin.cast, "training": training | data_facts(data) | optimizer} | further
+    facts = {"start": origin.cast, "training": training | data_facts(data)} | further
     prepared.start.provenance = replace(known, **facts)
 
 

@@ -114,7 +114,7 @@ def test_what_a_trainer_of_ones_own_would_ignore_is_refused(tiny, word_task, qui
 
 def test_a_start_from_another_task(tiny, word_task):
     start = laai.fit(tiny, word_task, 4, steps=1, source="antonym", cast=cast.CastStart(samples=3, shots=2))
-    assert [start.metadata["start"][name] for name in ("source", "samples", "shots")] == ["antonym", 3, 2]
+    assert [start.provenance.start[name] for name in ("source", "samples", "shots")] == ["antonym", 3, 2]
 
 
 def test_a_style(tiny, word_task):
