@@ -25,7 +25,7 @@ from cast.extraction import (
 from cast.transfers.choice import FEWEST, SCALES, Choice
 from cast.transfers.place import choose_place
 from laai.errors import UserError
-from laai.evaluation import Evaluation, Method, Scores, compare
+from laai.evaluation import Arm, Evaluation, Scores, evaluate_arms
 from laai.models import LanguageModel
 from laai.prompts import Shown, Template, demonstrations_of, fitting, fitting_own
 from laai.runtime import FewShotDataModule, quiet_trainer
@@ -69,7 +69,7 @@ class Transfer:
     @property
     def few_shot(self) -> int | None:
         """How many demonstrations the baseline `few-shot` shows; None where it was not measured."""
-        shown = [len(e.method.demonstrations) for e in self.evaluations if e.method.demonstrations]
+        shown = [len(e.arm.demonstrations) for e in self.evaluations if e.arm.demonstrations]
         return shown[0] if shown else None
 
     def as_json(self) -> dict[str, Any]:
@@ -194,31 +194,31 @@ def transfer(
 
     steering = finished(choice.of(vector))
     steering.provenance = replace(steering.provenance.having_seen(e.input for e in examples), refused=refused)
-    methods = [Method("cast", None if refused else steering)]
+    methods = [Arm("cast", None if refused else steering)]
     if "label prior" in baselines and calibrate:
         prior = label_prior(model, Intervention.zeros(model, "residual", [0]), template, examples)
-        methods = ([] if prior is None else [Method("label prior", prior)]) + methods
+        methods = ([] if prior is None else [Arm("label prior", prior)]) + methods
     if "random direction" in baselines and choice.scale:
         draw = own_seed(seed, data.task.name, *(task.name for task in weights))
-        methods.append(Method("random direction", finished(of_equal_norm(model, choice.of(vector), draw))))
+        methods.append(Arm("random direction", finished(of_equal_norm(model, choice.of(vector), draw))))
     if "random samples" in baselines and options.get("strategy", "random") != "random":
         other = made(strategy="random", encoder=None)
         place = chosen(other)
-        methods.append(Method("random samples", None if unfit(place) else finished(place.of(other))))
+        methods.append(Arm("random samples", None if unfit(place) else finished(place.of(other))))
     own = data.template(model.tokenizer)
     if "few-shot" in baselines and (fits := fitting_own(model, own, data.splits.train, data.splits.test)):
-        methods.insert(0, Method("few-shot", demonstrations=fits))
+        methods.insert(0, Arm("few-shot", demonstrations=fits))
     shown = None
     if "cross-task few-shot" in baselines:
         heaviest = max(weights, key=lambda task: weights[task])
         offered = demonstrations_of(heaviest, min(samples, len(heaviest.examples)), seed)
         shown = fitting(model, own, offered, data.splits.test)
     if shown is not None:
-        methods.insert(0, Method("cross-task few-shot", before=shown))
+        methods.insert(0, Arm("cross-task few-shot", before=shown))
     if "zero-shot" in baselines:
-        methods.insert(0, Method("zero-shot"))
+        methods.insert(0, Arm("zero-shot"))
     tester = trainer or quiet_trainer()
-    evaluations = compare(tester, model, data, methods)
+    evaluations = evaluate_arms(tester, model, data, methods)
     scores = [e.scores for e in evaluations if e.scores is not None]
     return Transfer(steering, choice, "target" if development else "source", refused, scores, evaluations, shown)
 

@@ -20,7 +20,7 @@ def read_from(provenance: Provenance) -> str:
 
 def against(evaluations: Sequence[Evaluation]) -> list[str]:
     """A line for each other method: what `cast` gains over it on the same queries, with 95% intervals (Newcombe's)."""
-    answers = {evaluation.method.name: evaluation.answers for evaluation in evaluations}
+    answers = {evaluation.arm.name: evaluation.answers for evaluation in evaluations}
     ours, lines = answers.pop("cast"), []
     for name, theirs in answers.items():
         parts = []

@@ -17,7 +17,7 @@ from peers import PEFT, Bench, peft_step
 
 import laai
 from laai.engine import Engine, mean_nll
-from laai.evaluation import Method, compare
+from laai.evaluation import Arm, evaluate_arms
 from laai.learn import SteeredLM, profile_layers
 from laai.models import LanguageModel
 from laai.prompts import Prompt, collate
@@ -162,8 +162,8 @@ def auto_rows(bench: Bench, task: str, seed: int = 0) -> list[Row]:
         return [cost]
     exhaustive, _ = timed(search)
     trainer = pl.Trainer(devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    tests = compare(trainer, model, data, [Method(name, vector) for name, vector in learned.items()])
-    exact = {test.method.name: test.scores.exact_match for test in tests if test.scores is not None}
+    tests = evaluate_arms(trainer, model, data, [Arm(name, vector) for name, vector in learned.items()])
+    exact = {test.arm.name: test.scores.exact_match for test in tests if test.scores is not None}
     return [
         cost,
         faster(f"search of every layer / auto, {task}", auto, exhaustive, "s"),

@@ -174,7 +174,7 @@ def _generate(options: Any) -> None:
 def _evaluate(options: Any) -> None:
     from dataclasses import replace
 
-    from laai.evaluation import Method, compare, print_table
+    from laai.evaluation import Arm, evaluate_arms, print_table
     from laai.files import check_output, write_json
     from laai.runtime import FewShotDataModule, StepProgress, ignore_chatter, quiet_trainer
 
@@ -206,11 +206,11 @@ def _evaluate(options: Any) -> None:
         )
     model, intervention = _load_model(options, intervention)
     ignore_chatter()
-    few_shot = [Method(f"{options.shots}-shot", demonstrations=data.splits.train)] if options.shots else []
-    methods = [Method("zero-shot"), *few_shot, Method("steered", intervention)]
+    few_shot = [Arm(f"{options.shots}-shot", demonstrations=data.splits.train)] if options.shots else []
+    methods = [Arm("zero-shot"), *few_shot, Arm("steered", intervention)]
     rows = [
         test.scores
-        for test in compare(quiet_trainer([StepProgress()]), model, data, methods)
+        for test in evaluate_arms(quiet_trainer([StepProgress()]), model, data, methods)
         if test.scores is not None
     ]
     print_table(rows, f"{data.task.name}: {rows[0].n} test queries, {model.name}")

@@ -9,21 +9,21 @@ from pathlib import Path
 import lightning.pytorch as pl
 
 from cast.extraction import best_scale
-from laai.evaluation import Method, answers_markdown, compare, markdown_table, print_table, write_results
+from laai.evaluation import Arm, answers_markdown, evaluate_arms, markdown_table, print_table, write_results
 from laai.learn import LAAIModule, layer_effects, log_effects
 from laai.models import peak_megabytes
 from laai.runtime import log_outcome, log_texts
 from laai.steering import Intervention
 
 
-def methods_of(module: LAAIModule, learned: Intervention) -> list[Method]:
+def methods_of(module: LAAIModule, learned: Intervention) -> list[Arm]:
     """What the learned vectors are tested beside: prompts without and with the same examples, and their CAST vector."""
     model, data = module.language_model, module.data
-    methods = [Method("zero-shot"), Method("few-shot", demonstrations=data.splits.train)]
+    methods = [Arm("zero-shot"), Arm("few-shot", demonstrations=data.splits.train)]
     if data.num_examples > 1 or module.recipe.init == "cast" or module.recipe.sources not in (["auto"], ["own"]):
         vector = module.cast_vector().select(learned.layers)
-        methods.append(Method("cast", best_scale(model, vector, data.prompts, engine=module.engine) * vector))
-    return [*methods, Method("laai", learned)]
+        methods.append(Arm("cast", best_scale(model, vector, data.prompts, engine=module.engine) * vector))
+    return [*methods, Arm("laai", learned)]
 
 
 def finish(trainer: pl.Trainer, module: LAAIModule, fit_seconds: float) -> None:
@@ -39,7 +39,7 @@ def finish(trainer: pl.Trainer, module: LAAIModule, fit_seconds: float) -> None:
     module.steered.detach()
     model.to(device)  # the trainer has put it on the CPU
     log_effects(trainer, layer_effects(module.engine, learned.to(device), data.prompts))
-    tests = compare(trainer, model, data, methods_of(module, learned), module.engine)
+    tests = evaluate_arms(trainer, model, data, methods_of(module, learned), module.engine)
     rows = [test.scores for test in tests if test.scores is not None]
     if not writes:
         return
@@ -49,7 +49,7 @@ def finish(trainer: pl.Trainer, module: LAAIModule, fit_seconds: float) -> None:
     laai = rows[-1].as_json()
     module.learned(metrics=laai).save(folder / "intervention.safetensors")
     write_results(folder / "results.json", facts, rows, seconds, memory)
-    samples = {test.method.name: test.measured for test in tests}
+    samples = {test.arm.name: test.measured for test in tests}
     log_texts(trainer, {"results": markdown_table(rows), "answers": answers_markdown(data.splits.test, samples)})
     final = {f"final/{k}": v for k in ("exact_match", "choice_accuracy", "nll") if isinstance(v := laai[k], float)}
     log_outcome(trainer, dict(module.hparams) | facts, final)

@@ -1,6 +1,6 @@
 """evaluation."""
 
-from laai.evaluation.arms import Evaluation, Method, compare
+from laai.evaluation.arms import Arm, Evaluation, evaluate_arms
 from laai.evaluation.measuring import Measured, choose_options, measure
 from laai.evaluation.metrics import (
     Interval,
@@ -16,17 +16,17 @@ from laai.evaluation.report import answers_markdown, markdown_table, print_table
 from laai.evaluation.scores import Scores, TaskMetrics
 
 __all__ = [
+    "Arm",
     "Evaluation",
     "Interval",
     "Measured",
-    "Method",
     "Scores",
     "TaskMetrics",
     "answers_markdown",
     "bootstrap_interval",
     "calibrated_choices",
     "choose_options",
-    "compare",
+    "evaluate_arms",
     "exact_match",
     "first_lines",
     "forced_choice",

@@ -1,10 +1,11 @@
-"""Methods side by side: the same examples, prompts and metrics for each, through Lightning's test loop."""
+"""Arms side by side: the same examples, prompts and metrics for each, through Lightning's test loop."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import lightning.pytorch as pl
 from torch import Tensor, nn
@@ -21,37 +22,37 @@ from laai.tasks import Example
 
 
 @dataclass(frozen=True)
-class Method:
-    """A way to make the frozen model do the task: vectors, demonstrations, both, or neither (zero-shot).
+class Arm:
+    """One arm of a comparison: what makes the frozen model do the task. Vectors, demonstrations, both, or neither.
 
     Attributes:
         name: for tables.
-        intervention: what is attached.
+        steering: what is attached.
         demonstrations: of the task, shown before each query.
         before: demonstrations of another task, shown before those.
     """
 
     name: str
-    intervention: Steering | None = None
+    steering: Steering | None = None
     demonstrations: tuple[Example, ...] = ()
     before: Shown | None = None
 
 
 class Evaluation(pl.LightningModule):
-    """One method under Lightning's test loop, which shares the examples out to the devices.
+    """One arm under Lightning's test loop, which shares the examples out to the devices.
 
     After the loop: `scores` and `answers` (see `TaskMetrics`) over all devices, and `measured`, this device's examples.
     """
 
     def __init__(
-        self, language_model: LanguageModel, data: FewShotDataModule, method: Method, engine: Engine | None = None
+        self, language_model: LanguageModel, data: FewShotDataModule, arm: Arm, engine: Engine | None = None
     ) -> None:
         super().__init__()
         self._engine = engine
         self.llm: nn.Module
         language_model.held_by(self)
-        self.method, self._data, self._language_model = method, data, language_model
-        self.template = replace(data.template(language_model.tokenizer), before=method.before)
+        self.arm, self._data, self._language_model = arm, data, language_model
+        self.template = replace(data.template(language_model.tokenizer), before=arm.before)
         self.metrics = TaskMetrics()
         self.measured: list[Measured] = []
         self.scores: Scores | None = None
@@ -65,8 +66,8 @@ class Evaluation(pl.LightningModule):
     def on_test_start(self) -> None:
         """Hook the vectors in."""
         heed_sigterm(self.trainer)
-        if self.method.intervention is not None:
-            self._attachment = self.method.intervention.attach(self._language_model)
+        if self.arm.steering is not None:
+            self._attachment = self.arm.steering.attach(self._language_model)
 
     def test_step(self, rows: Tensor) -> None:
         """Measure the test examples numbered `rows`."""
@@ -75,7 +76,7 @@ class Evaluation(pl.LightningModule):
             self._language_model,
             self.template,
             [(row, examples[row]) for row in rows.tolist()],
-            self.method.demonstrations,
+            self.arm.demonstrations,
             max_new_tokens=self._limit,
             batch_size=self._data.eval_batch_size,
             engine=self._engine,
@@ -85,7 +86,11 @@ class Evaluation(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Gather the scores of all devices."""
-        self.scores, self.answers = self.metrics.compute(self.method.name), self.metrics.answers()
+        self.scores, self.answers = self.metrics.compute(self.arm.name), self.metrics.answers()
+
+    def as_row(self) -> dict[str, Any]:
+        """Scores and answers over all devices as plain JSON values, once the loop is over."""
+        return ({} if self.scores is None else self.scores.as_json()) | self.answers
 
     def detach(self) -> None:
         """Unhook the vectors."""
@@ -95,18 +100,18 @@ class Evaluation(pl.LightningModule):
         self._engine = None  # what it keeps is not kept by results
 
 
-def compare(
+def evaluate_arms(
     trainer: pl.Trainer,
     language_model: LanguageModel,
     data: FewShotDataModule,
-    methods: Sequence[Method],
+    arms: Sequence[Arm],
     engine: Engine | None = None,
 ) -> list[Evaluation]:
-    """Measure each method on the test examples of `data`; returns the evaluations in order.
+    """Measure each arm on the test examples of `data`; returns the evaluations in order.
 
     Whatever vectors are attached to the model stay attached: detach them first for a clean comparison.
 
-    Prompts that methods have in common are run once, and kept in the model's `engine`, for later comparisons too.
+    Prompts that arms have in common are run once, and kept in the model's `engine`, for later comparisons too.
 
     Raises:
         UserError: no test examples.
@@ -114,9 +119,9 @@ def compare(
     if not data.splits.test:
         raise UserError("there are no test examples to compare on; ask for some by test")
     done, engine = [], engine or Engine(language_model)
-    for method in methods:
-        evaluation = Evaluation(language_model, data, method, engine)
-        logging.getLogger("laai").info("testing %s", method.name)
+    for arm in arms:
+        evaluation = Evaluation(language_model, data, arm, engine)
+        logging.getLogger("laai").info("testing %s", arm.name)
         try:
             trainer.test(evaluation, dataloaders=data.test_dataloader(), verbose=False)
         finally:

@@ -39,8 +39,8 @@ class StepProgress(TQDMProgressBar):
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Name the method that is being tested."""
         super().on_test_start(trainer, pl_module)
-        method = getattr(pl_module, "method", None)
-        self._testing = f"test {method.name}" if method else "test"
+        arm = getattr(pl_module, "arm", None)
+        self._testing = f"test {arm.name}" if arm else "test"
 
     def on_test_batch_start(self, *args: Any) -> None:
         """Lightning names the bar after the data loader here; name it after the method."""

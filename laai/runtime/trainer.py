@@ -13,6 +13,9 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from laai.errors import UserError
 
+Trainer = pl.Trainer
+"""Lightning's, for rooms that take one and make none."""
+
 
 def quiet_trainer(callbacks: Sequence[pl.Callback] = (), **options: Any) -> pl.Trainer:
     """A trainer on the best single device that writes nothing, and ends with its steps.

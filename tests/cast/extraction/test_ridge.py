@@ -14,7 +14,7 @@ from cast.extraction.samples import draw
 from cast.extraction.vectors import contrast_of
 from laai.cli.commands import main
 from laai.errors import UserError
-from laai.evaluation.arms import Method, compare
+from laai.evaluation.arms import Arm, evaluate_arms
 from laai.prompts.templates import Template
 from laai.steering.intervention import Intervention
 from laai.steering.loading import load
@@ -90,8 +90,8 @@ def test_only_steered_tokens_move_and_by_their_own_effect(tiny, contrast):
 def test_a_map_without_slope_is_the_mean_vector(tiny, word_task, contrast, words_data, quiet_trainer):
     flat = fit_ridge(contrast, tiny, penalties=[1e12]).select([1])
     vector = Intervention(contrast.means()).select(layers=[1])
-    both = [Method("map", flat), Method("vector", vector)]
-    ridge_scores, vector_scores = (e.scores for e in compare(quiet_trainer(), tiny, words_data(), both))
+    both = [Arm("map", flat), Arm("vector", vector)]
+    ridge_scores, vector_scores = (e.scores for e in evaluate_arms(quiet_trainer(), tiny, words_data(), both))
     assert ridge_scores.nll == pytest.approx(vector_scores.nll, rel=1e-4)
     assert ridge_scores.exact_match == vector_scores.exact_match
 

@@ -7,7 +7,7 @@ import torch
 
 from laai.errors import UserError
 from laai.evaluation import arms as comparing
-from laai.evaluation.arms import Method, compare
+from laai.evaluation.arms import Arm, evaluate_arms
 from laai.evaluation.measuring import measure
 from laai.prompts.templates import Template
 from laai.steering.intervention import Intervention
@@ -20,8 +20,8 @@ def vector(tiny):
 
 def test_rows_equal_what_is_measured_directly(tiny, word_task, words_data, quiet_trainer, vector):
     data = words_data(test=7, eval_batch_size=3)
-    methods = [Method("a"), Method("b", demonstrations=data.splits.train), Method("c", vector)]
-    tests = compare(quiet_trainer(), tiny, data, [*methods, Method("a again")])
+    methods = [Arm("a"), Arm("b", demonstrations=data.splits.train), Arm("c", vector)]
+    tests = evaluate_arms(quiet_trainer(), tiny, data, [*methods, Arm("a again")])
     template, examples = Template(tiny.tokenizer, word_task), list(enumerate(data.splits.test))
     for test, method in zip(tests, methods, strict=False):
         if method.intervention is None:
@@ -49,7 +49,7 @@ def test_the_answers_limit_is_that_of_all_examples(tiny, words_data, quiet_train
         comparing, "measure", lambda *a, **o: limits.append(o["max_new_tokens"]) or real(*a, **o)
     )  # fmt: skip
     data = words_data(test=8, eval_batch_size=1)
-    compare(quiet_trainer(), tiny, data, [Method("a")])
+    evaluate_arms(quiet_trainer(), tiny, data, [Arm("a")])
     template = data.template(tiny.tokenizer)
     longest = max(len(template.encode(e.input, answer=e.output).answer) for e in data.splits.test)
     assert limits == [longest] * 8
@@ -62,13 +62,13 @@ def test_the_model_is_unhooked_when_measuring_raises(tiny, words_data, quiet_tra
 
     monkeypatch.setattr(comparing, "measure", fail)
     with pytest.raises(KeyError):
-        compare(quiet_trainer(), tiny, words_data(), [Method("a", vector)])
+        evaluate_arms(quiet_trainer(), tiny, words_data(), [Arm("a", vector)])
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny.llm.modules())
 
 
 def test_no_examples_and_vectors_that_do_not_fit(tiny, words_data, quiet_trainer):
     with pytest.raises(UserError):
-        compare(quiet_trainer(), tiny, words_data(test=0), [Method("a")])
+        evaluate_arms(quiet_trainer(), tiny, words_data(test=0), [Arm("a")])
     wide = Intervention({("residual", 0): torch.zeros(33)})
     with pytest.raises(UserError, match="width"):
-        compare(quiet_trainer(), tiny, words_data(), [Method("a", wide)])
+        evaluate_arms(quiet_trainer(), tiny, words_data(), [Arm("a", wide)])

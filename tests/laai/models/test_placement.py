@@ -7,7 +7,7 @@ import torch
 
 from laai.engine import Engine
 from laai.errors import UserError
-from laai.evaluation.arms import Evaluation, Method
+from laai.evaluation.arms import Arm, Evaluation
 from laai.learn.steered import SteeredLM
 from laai.models.loading import load_model
 from laai.steering.intervention import Intervention
@@ -59,7 +59,7 @@ def test_one_process_may_spread_the_model(learn, tiny_folder, words_data):
     spread = load_model(str(tiny_folder))
     spread.llm.hf_device_map = {"model.embed_tokens": 0, "model.layers": 1}
     steered = SteeredLM(Engine(spread), Intervention.zeros(spread, "heads", [1]))
-    evaluation = Evaluation(spread, words_data(), Method("zero-shot"))
+    evaluation = Evaluation(spread, words_data(), Arm("zero-shot"))
     spread.to(torch.device("meta"))
     for module in (steered, evaluation):
         module.to(torch.float64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from laai.evaluation.arms import Method, compare
+from laai.evaluation.arms import Arm, evaluate_arms
 from laai.runtime.progress import StepProgress
 
 
@@ -34,7 +34,7 @@ def test_it_counts_steps_over_all_epochs(learn, quiet_trainer, words_data):
 
 def test_it_names_the_method_under_test(tiny, quiet_trainer, words_data):
     bar = Bar()
-    compare(
-        quiet_trainer(callbacks=[bar], enable_progress_bar=True), tiny, words_data(), [Method("one"), Method("two")]
+    evaluate_arms(
+        quiet_trainer(callbacks=[bar], enable_progress_bar=True), tiny, words_data(), [Arm("one"), Arm("two")]
     )
     assert {name.rstrip(": ") for name in bar.tested} == {"test one", "test two"}

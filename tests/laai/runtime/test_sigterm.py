@@ -10,7 +10,7 @@ import pytest
 from cast.extraction.contrast import Contrast
 from cast.extraction.vectors import extract
 from laai.evaluation import arms as comparing
-from laai.evaluation.arms import Method, compare
+from laai.evaluation.arms import Arm, evaluate_arms
 from laai.steering.intervention import Intervention
 
 
@@ -52,7 +52,7 @@ def test_a_comparison_ends(tiny, words_data, quiet_trainer, monkeypatch):
     vector = Intervention.random(tiny, "residual", [1], norm=3.0)
     monkeypatch.setattr(comparing, "measure", terminated(comparing.measure, 2))
     with pytest.raises(SystemExit) as caught:
-        compare(quiet_trainer(), tiny, words_data(test=6, eval_batch_size=2), [Method("c", vector)])
+        evaluate_arms(quiet_trainer(), tiny, words_data(test=6, eval_batch_size=2), [Arm("c", vector)])
     assert caught.value.code == 143
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in tiny.llm.modules())
 
@@ -67,5 +67,5 @@ def test_a_handler_of_ones_own_is_left_alone(tiny, words_data, quiet_trainer, mo
             signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
 
     monkeypatch.setattr(comparing, "measure", terminated(comparing.measure, 1))
-    compare(quiet_trainer(callbacks=[Own()]), tiny, words_data(test=2), [Method("a")])
+    evaluate_arms(quiet_trainer(callbacks=[Own()]), tiny, words_data(test=2), [Arm("a")])
     assert seen == [1]
