@@ -1,4 +1,8 @@
-"""evaluation."""
+"""What a model is worth on a task: answers, likelihoods and choices, their metrics, and tables of them.
+
+`measure` takes the model as it is, steered or not; `evaluate_arms` puts arms side by side through Lightning's test loop.
+Below it the engine runs what is asked; learning validates by it, and transfers, studies and commands report by it.
+"""
 
 from laai.evaluation.arms import Arm, Evaluation, evaluate_arms
 from laai.evaluation.measuring import Measured, choose_options, measure
@@ -6,9 +10,6 @@ from laai.evaluation.metrics import (
     Interval,
     bootstrap_interval,
     calibrated_choices,
-    exact_match,
-    first_lines,
-    forced_choice,
     paired_interval,
     share_interval,
 )
@@ -27,9 +28,6 @@ __all__ = [
     "calibrated_choices",
     "choose_options",
     "evaluate_arms",
-    "exact_match",
-    "first_lines",
-    "forced_choice",
     "markdown_table",
     "measure",
     "paired_interval",

@@ -1,6 +1,10 @@
-"""models."""
+"""The frozen language model: how it is loaded, where it lies, which it is, and where its layers and heads are.
 
-from laai.models.decoder import Decoder, Heads, find_decoder, text_config, unwrap
+`LanguageModel` knows all that others have to ask of a transformers model, so that no room above looks into one:
+steering hooks into its decoder, the engine runs it, learning keeps it where it is. Below lie files and errors alone.
+"""
+
+from laai.models.decoder import Decoder, Heads, find_decoder, unwrap
 from laai.models.default import cache_folder, default_model_folder
 from laai.models.identity import fingerprint
 from laai.models.language_model import LanguageModel, model_identity, transformer
@@ -21,7 +25,6 @@ __all__ = [
     "load_sharded",
     "model_identity",
     "peak_megabytes",
-    "text_config",
     "transformer",
     "unwrap",
 ]

@@ -12,7 +12,8 @@ import cast.transfers.layer_scales as module
 from cast.transfers.choice import Choice, choose, grid
 from cast.transfers.layer_scales import scale_by_layer
 from cast.transfers.place import choose_place
-from laai.engine import Engine, SweepScores, answer_nll
+from laai.engine import Engine, answer_nll
+from laai.engine.sweep import SweepScores
 from laai.prompts.batches import collate
 from laai.prompts.templates import Template
 from laai.steering.intervention import Intervention

@@ -1,173 +1,189 @@
-"""The frozen-prefix engine against whole forwards: logits, losses and gradients, and what a step still runs."""
+"""One engine: what it settles once, that it answers in every case, and leaves the model as it was."""
 
 from __future__ import annotations
 
-import gc
 import logging
-import weakref
 
 import pytest
 import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from laai.engine import Engine, answer_logits, mean_nll
-from laai.learn.steered import SteeredLM
+from laai.engine import Engine, answer_nll
+from laai.engine import engine as module
+from laai.engine.forward import last_logits
+from laai.errors import UserError
+from laai.models import LanguageModel
 from laai.prompts.batches import IGNORE, Prompt, collate, without_unlabelled_end
 from laai.steering.intervention import Intervention
 from tests.tiny_models import (
-    ARCHITECTURES,
     CONFIGS,
-    LAYERS,
     STATEFUL,
     build,
+    hooks_of,
     language_model,
     model_of,
     random_vectors,
-    site_module,
     tokens,
 )
 
-APPENDS = {"falcon", "bloom", "mpt"}  # their attention is not one of transformers' attention functions
-SITES = ("residual", "heads")
+BEGINNING = tokens(1, 14, seed=9)[0].tolist()
 
 
-def prompt_of(prefix, answer, seed):
+def prompt_of(prefix, answer, seed, before=()):
     ids = tokens(1, prefix + 1 + answer, seed=seed)[0].tolist()
-    return Prompt(tuple(ids[:prefix]), tuple(ids[prefix:]))
+    return Prompt((*before, *ids[:prefix]), tuple(ids[prefix:]))
 
 
-EXAMPLES = [prompt_of(9, 1, 1), prompt_of(0, 3, 2), prompt_of(4, 2, 3), prompt_of(7, 1, 4), prompt_of(2, 2, 5)]
-BATCH = collate(EXAMPLES, pad=0)
+PROMPTS = [prompt_of(n, 1 + n % 2, n) for n in (9, 4, 7, 2)]
+SHOWN = [prompt_of(n, 1, n, BEGINNING) for n in (3, 5, 4, 3)]  # behind the same demonstrations
+BATCH = without_unlabelled_end(collate(PROMPTS, 0))
 
 
-def outcome(model, vectors, positions, budget, batches):
-    """For each batch in turn: loss, and gradient of each vector."""
-    engine, found = Engine(model, budget), []
-    steered = SteeredLM(engine, Intervention(vectors, positions=positions))
-    try:
-        for batch in batches:
-            steered.intervention.zero_grad()
-            loss = mean_nll(steered(batch).nll, batch.labels)
-            loss.backward()
-            found.append([loss.detach(), *(v.grad.clone() for v in steered.intervention.parameters())])
-        return found, engine.way, len(steered._forward.store)
-    finally:
-        steered.detach()
+def vectors(layer=1, positions="last_prompt", seed=2):
+    return Intervention(random_vectors("llama", [("residual", layer)], 0.5, seed=seed), positions=positions)
 
 
-def assert_same(found, expected, tolerance=1e-5):
-    """To `tolerance` of the largest entry of each tensor; fp32 of three layers with weights of size 0.25."""
-    for step, wanted in zip(found, expected, strict=True):
-        for a, b in zip(step, wanted, strict=True):
-            assert b.abs().max() > 0
-            torch.testing.assert_close(a, b, rtol=0, atol=tolerance * b.abs().max().item())
+def nlls(model, engine, prompts, shown=False):
+    """Summed NLL of each answer, by two passes of the engine, which have to agree."""
+    found = []
+    with engine.passes(prompts, shown) as batches:
+        for size in (2, 3):
+            found.append([0.0] * len(prompts))
+            for started in batches(prompts, size):
+                sums = answer_nll(model, started.batch, started.before).detach().sum(-1).tolist()
+                for row, total in zip(started.rows, sums, strict=True):
+                    found[-1][row] = total
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    return found[0]
 
 
-@pytest.fixture(params=ARCHITECTURES)
-def name(request):
-    return request.param
+def by_hand(model, prompts):
+    """By whole prompts, one at a time."""
+    return [float(answer_nll(model, collate([prompt], 0)).detach().sum()) for prompt in prompts]
 
 
-@pytest.mark.parametrize("keys", ["first", "last", "all"])
-@pytest.mark.parametrize("positions", ["last_prompt", "generated"])
-@pytest.mark.parametrize("site", SITES)
-def test_loss_and_gradient_are_those_of_whole_forwards(name, site, positions, keys):
-    """Mixed lengths padded on the left, windows shorter than the prompts, batches in another order and of a part."""
-    model = model_of(name)
-    layers = {"first": [0], "last": [LAYERS - 1], "all": range(LAYERS)}[keys]
-    vectors = random_vectors(name, [(site, layer) for layer in layers], 0.3)
-    order = [BATCH, BATCH, collate(EXAMPLES[::-1], 0), collate(EXAMPLES[2:4], 0), BATCH]
-    found, way, kept = outcome(model, vectors, positions, "auto", order)
-    expected, none, _ = outcome(model, vectors, positions, "off", order)
-    assert none is None
-    assert way == ("append" if name in APPENDS else "split")
-    assert kept == len(EXAMPLES)
-    assert_same(found, expected, 2e-5)
+def running(model):
+    """The numbers of tokens that the model runs, row by row, and a handle to stop counting."""
+    ran = []
+    hook = model.llm.get_input_embeddings().register_forward_hook(lambda _, __, out: ran.append(out.shape[:2]))
+    return ran, hook
 
 
-def test_logits_are_those_of_a_whole_forward(name):
-    model, batch = model_of(name), without_unlabelled_end(BATCH)
-    intervention = Intervention(random_vectors(name, [("residual", 0), ("heads", 1)], 0.3))
-    with intervention.on(model), torch.no_grad():
-        engine = Engine(model).steered(intervention)
-        whole = answer_logits(model, batch)
-        for _ in range(2):
-            logits = engine.logits(batch)
-            labelled = batch.labels != IGNORE
-            torch.testing.assert_close(
-                logits[labelled], whole[labelled], rtol=1e-5, atol=1e-5 * whole.abs().max().item()
-            )
+def failing(batches):
+    """A consumer that fails on its first batch."""
+    for _ in batches:
+        raise KeyError
 
 
-@pytest.mark.parametrize(("key", "runs"), [(("residual", 0), (1, 2)), (("heads", 1), (1, 2)), (("residual", 2), ())])
-def test_a_step_runs_suffixes_and_steered_layers_alone(name, key, runs):
-    model, seen = model_of(name), []
-    steered = SteeredLM(Engine(model), Intervention(random_vectors(name, [key])))
-    try:
-        steered(BATCH)
-        hooks = []
-        for layer in range(LAYERS):
-            module = site_module(model.llm, name, "heads", layer)
-            hooks.append(module.register_forward_hook(lambda _, args, __, i=layer: seen.append((i, args[0].shape[1]))))
-        steered(BATCH)
-    finally:
-        steered.detach()
-        for hook in hooks:
-            hook.remove()
-    assert seen == [(layer, BATCH.suffix_ids.shape[1] - 1) for layer in runs]
-
-
-def test_a_small_budget_keeps_some_and_says_so(caplog):
-    model, vectors = model_of("llama"), random_vectors("llama", [("residual", 1)], 0.3)
-    _, _, all_of_them = outcome(model, vectors, "last_prompt", "auto", [BATCH])
-    per_token = 2 * LAYERS * 16 * 4  # keys and values, two heads of width 8, fp32
-    order = [BATCH, collate(EXAMPLES[::-1], 0), collate(EXAMPLES[1:4], 0), BATCH]
-    expected, *_ = outcome(model, vectors, "last_prompt", "off", order)
-    for budget, fits in ((per_token * 22, 5), (per_token * 13, 3), (0, 1)):  # 9 + 0 + 4 + 7 + 2 tokens; 9 + 0 + 4
-        caplog.clear()
-        found, way, kept = outcome(model, vectors, "last_prompt", budget, order)
-        assert (way, kept) == ("split", fits)
-        assert ("prefix_cache" in caplog.text) == (fits < all_of_them)
-        assert caplog.text.count("prefix_cache") <= 1
-        assert_same(found, expected, 2e-5)
-
-
-def test_positions_all_has_no_frozen_prefix():
-    model = model_of("llama")
-    intervention = Intervention(random_vectors("llama", [("heads", 1)]), positions="all")
-    with intervention.on(model), torch.no_grad():
-        engine = Engine(model)
-        steered = engine.steered(intervention)
-        assert torch.equal(steered.logits(BATCH), answer_logits(model, BATCH))
-    assert engine.way is None
-    assert len(steered.store) == 0
-
-
-@pytest.mark.parametrize("name", STATEFUL)
-def test_states_that_fold_all_tokens_fall_back_and_say_so_once(name, caplog):
-    kind, options = STATEFUL[name]
-    model = language_model(AutoModelForCausalLM.from_config(getattr(transformers, kind)(**options)))
-    batch = collate([prompt_of(5, 2, 1), prompt_of(5, 2, 2)], 0)
-    engine = Engine(model)
-    steered = SteeredLM(engine, Intervention.random(model, "residual", [0], norm=1.0))
-    try:
-        with torch.no_grad(), caplog.at_level(logging.WARNING):
-            found = [steered(batch).nll for _ in range(3)]
-    finally:
-        steered.detach()
-    assert caplog.text.count("frozen prefix") == 1
-    assert engine.way is None
+def learn(steered):
     with torch.no_grad():
-        plain = SteeredLM(Engine(model, "off"), steered.intervention)(batch).nll
-    assert all(torch.equal(nll, plain) for nll in found)
+        return steered.logits(BATCH)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("size", [0.0, 0.3])
-def test_a_model_whose_cache_lies_is_found_out(caplog, dtype, size):
-    """Keys that are cached wrongly change the result after a prefix, and only there; with vectors of zeros too."""
-    model = language_model(build("llama").to(dtype))
+def test_settled_once_for_each_depth_and_precision(monkeypatch):
+    model, asked, real = model_of("llama"), [], module.find_way
+    monkeypatch.setattr(module, "find_way", lambda *a, **k: asked.append(len(a[2])) or real(*a, **k))
+    engine = Engine(model)
+    for layer in (1, 1, 0, 1):
+        engine.sweep([vectors(layer)], [0.0, 1.0], PROMPTS, batch_size=2)
+    assert asked == [2, 1]
+    with vectors().on(model):
+        learn(engine.steered(vectors()))
+        assert asked == [2, 1]
+        with torch.autocast("cpu", torch.bfloat16):
+            for _ in range(2):
+                learn(engine.steered(vectors()))
+    assert asked == [2, 1, 2]
+    engine.clear()
+    engine.sweep([vectors()], [1.0], PROMPTS)
+    assert asked == [2, 1, 2], "what was settled stays"
+
+
+def longrope():
+    options = {**CONFIGS["llama"][1], "max_position_embeddings": 2048}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 270}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+    return AutoModelForCausalLM.from_config(transformers.LlamaConfig(**options, rope_parameters=rope))
+
+
+def stateful(name):
+    kind, options = STATEFUL[name]
+    return AutoModelForCausalLM.from_config(getattr(transformers, kind)(**options))
+
+
+CASES = {
+    "plain": lambda: build("llama"),
+    "off": lambda: build("llama"),
+    "sharded": lambda: build("llama"),
+    "inference": lambda: build("llama"),
+    "longrope": longrope,
+    **{name: (lambda name=name: stateful(name)) for name in STATEFUL},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_method_answers_in_every_case(monkeypatch, caplog, case):
+    model = language_model(CASES[case]())
+    model.llm.generation_config.eos_token_id = None
+    if case == "sharded":
+        monkeypatch.setattr(LanguageModel, "sharded", True)
+        monkeypatch.setattr(model.llm, "generate", lambda *a, synced_gpus, _own=model.llm.generate, **k: _own(*a, **k))
+    engine = Engine(model, "off" if case == "off" else "auto")
+    candidate = Intervention.random(model, "residual", [1], norm=2.0)
+    rows = [*PROMPTS, PROMPTS[0]] if case not in STATEFUL else [prompt_of(6, 2, n) for n in range(4)]  # no padding
+    with torch.inference_mode(case == "inference"), caplog.at_level(logging.WARNING):
+        for shown, prompts in ((False, rows), (True, SHOWN[::3])):
+            assert nlls(model, engine, prompts, shown) == pytest.approx(by_hand(model, prompts), rel=1e-3)
+        engine.begin(SHOWN[::3])
+        (text, *_) = engine.generate(rows[:2], 3)
+        assert isinstance(text, str)
+        for found, batch, logits in engine.logits(rows, 2):
+            assert logits.shape[:2] == batch.labels.shape
+            assert len(found) == len(batch.rows)
+        with torch.no_grad():
+            for read in engine.activations(rows, [("residual", 0)], 2):
+                for k, row in enumerate(read.rows):
+                    ids = torch.tensor([rows[row].prompt])
+                    alone = last_logits(model, ids, torch.ones_like(ids), 1)[0, 0]
+                    torch.testing.assert_close(read.logits[k], alone, rtol=1e-3, atol=1e-3)
+        assert engine.activation_rms(rows, "residual", [0])[0] > 0
+        scores = engine.sweep([candidate], [0.0, 1.0], rows).nll[0]
+        with candidate.on(model):
+            steered = engine.steered(candidate)
+            batch = collate(rows, 0)
+            sums = answer_nll(model, batch).detach().sum(-1)
+            torch.testing.assert_close(scores[1], sums / (batch.labels != IGNORE).sum(-1), rtol=1e-3, atol=1e-3)
+            short = without_unlabelled_end(batch)
+            whole = Engine(model, "off").steered(candidate)
+            for _ in range(2):
+                with torch.no_grad():
+                    found, expected = (one.logits(short)[short.labels != IGNORE] for one in (steered, whole))
+                torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert caplog.text.count("frozen prefix") == (case == "sharded" or case in STATEFUL)
+    assert (engine.way is None) == (case == "sharded" or case in STATEFUL)
+    assert (engine._passes.store.size > 0) == (case in ("plain", "inference", "longrope"))
+
+
+def test_a_compiled_model_runs_whole_prompts(caplog):
+    model, vector = language_model(build("llama")), vectors()
+    with vector.on(model):
+        expected = answer_nll(model, BATCH).detach()
+        model.llm.model.layers[0]._compiled_call_impl = model.llm.model.layers[0]._call_impl  # as `compile()` leaves it
+        engine = Engine(model)
+        steered = engine.steered(vector)
+        for _ in range(2):
+            learn(steered)
+        torch.testing.assert_close(answer_nll(model, BATCH).detach(), expected)
+    assert engine.way is None
+    assert caplog.text.count("it is compiled") == 1
+    with pytest.raises(UserError, match="compiled before"):
+        engine.sweep([vector], [1.0], PROMPTS)
+
+
+def test_a_cache_that_lies_is_found_out_on_bare_prompts_too():
+    """Without answers, nothing would differ: the likeliest tokens stand for them."""
+    model = language_model(build("llama"))
     attention = model.llm.model.layers[1].self_attn
     run = attention.forward
 
@@ -179,127 +195,67 @@ def test_a_model_whose_cache_lies_is_found_out(caplog, dtype, size):
         return out
 
     attention.forward = forward
-    vectors = random_vectors("llama", [("residual", 0)], size)
-    found, way, _ = outcome(model, vectors, "last_prompt", "auto", [BATCH])
-    attention.forward = run
-    expected, *_ = outcome(model, vectors, "last_prompt", "off", [BATCH])
-    assert way is None
-    assert "whole prompts" in caplog.text
-    assert_same(found, expected)
-
-
-@pytest.mark.parametrize("name", ["llama", "gemma3_text", "bloom"])
-def test_bf16_agrees_to_its_precision(name):
-    model = language_model(build(name).bfloat16())
-    vectors = random_vectors(name, [("heads", 0), ("residual", 1)], 0.3)
-    found, way, _ = outcome(model, vectors, "last_prompt", "auto", [BATCH, BATCH])
-    expected, *_ = outcome(model, vectors, "last_prompt", "off", [BATCH, BATCH])
-    assert way is not None
-    assert_same(found, expected, 0.1)  # bf16 keeps 8 bits; three layers of sums in another order
-
-
-def test_autocast_is_compared_by_its_own_precision():
-    model, vectors = model_of("llama"), random_vectors("llama", [("heads", 0)], 0.3)
-    with torch.autocast("cpu", torch.bfloat16):
-        found, way, _ = outcome(model, vectors, "last_prompt", "auto", [BATCH, BATCH])
-        expected, *_ = outcome(model, vectors, "last_prompt", "off", [BATCH, BATCH])
-    assert way == "split"
-    assert_same(found, expected, 0.1)
-
-
-def test_the_first_batch_may_have_no_prefix_at_all():
-    model, vectors = model_of("llama"), random_vectors("llama", [("residual", 0)], 0.3)
-    bare = collate([prompt_of(0, 2, 8), prompt_of(0, 1, 9)], 0)
-    order = [bare, BATCH, bare]
-    found, way, _ = outcome(model, vectors, "last_prompt", "auto", order)
-    assert way == "split"
-    assert_same(found, outcome(model, vectors, "last_prompt", "off", order)[0], 2e-5)
-
-
-def test_the_default_model(default_model):
-    """30 layers of real weights; prompts of unequal length, answers of several tokens."""
-    encode = default_model.tokenizer.encode
-    texts = [
-        ("Q: hot\nA:", " cold\n"),
-        ("The capital of the United Kingdom is", " London\n"),
-        ("1, 2, 3,", " 4, 5, 6\n"),
-    ]
-    prompts = []
-    for text, answer in texts:
-        ids = encode(text)
-        prompts.append(Prompt(tuple(ids[:-1]), (ids[-1], *encode(answer))))
-    batch = collate(prompts, 0)
-    vectors = {("heads", i): 0.02 * torch.randn(576, generator=torch.Generator().manual_seed(i)) for i in (3, 20)}
-    found, way, _ = outcome(default_model, vectors, "last_prompt", "auto", [batch, batch])
-    expected, *_ = outcome(default_model, vectors, "last_prompt", "off", [batch, batch])
-    assert way == "split"
-    assert_same(found, expected, 1e-4)  # of the largest entry of a gradient through 27 layers
-
-
-@pytest.mark.parametrize("key", [("residual", 0), ("heads", 1)])
-def test_other_vectors_on_the_same_model_are_never_missed(key):
-    """Attached and detached between steps, below and above, at positions that change the prefix."""
-    model = model_of("llama")
-    vectors = random_vectors("llama", [("residual", 1)], 0.3)
-    other = Intervention(random_vectors("llama", [key], 0.5, seed=7), positions="all")
-    found = {}
-    for budget in ("auto", "off"):
-        steered = SteeredLM(Engine(model, budget), Intervention(vectors))
-        try:
-            with torch.no_grad():
-                found[budget] = [steered(BATCH).nll]
-                with other.on(model):
-                    found[budget].append(steered(BATCH).nll)
-                found[budget].append(steered(BATCH).nll)
-        finally:
-            steered.detach()
-    for a, b in zip(found["auto"], found["off"], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(found["off"][0], found["off"][1], atol=1e-2)
-
-
-def test_kept_prefixes_are_freed_at_once():
-    """Not by the garbage collector, which knows nothing of a device's memory."""
-    model = model_of("llama")
-    steered = SteeredLM(Engine(model, 0), Intervention(random_vectors("llama", [("residual", 1)])))
-    gc.collect()
-    gc.disable()
-    try:
-        mean_nll(steered(BATCH).nll, BATCH.labels).backward()
-        held = weakref.ref(steered._forward._last.prefix.cache.layers[0].keys)
-        steered(collate(EXAMPLES[2:4], 0))
-        assert held() is None
-        steered(BATCH)
-        held = weakref.ref(steered._forward._last.prefix.cache.layers[0].keys)
-        steered.detach()
-        assert held() is None
-    finally:
-        gc.enable()
-        steered.detach()
-
-
-def test_a_first_look_in_inference_mode_spoils_no_training():
-    model, vectors = model_of("llama"), random_vectors("llama", [("residual", 0)], 0.3)
+    bare = [Prompt(prompt.prefix, prompt.suffix[:1]) for prompt in PROMPTS]
     engine = Engine(model)
-    steered = SteeredLM(engine, Intervention(vectors))
+    with engine.passes(bare) as batches:
+        for started in batches(bare, 4):
+            assert started.before is None
+
+
+@pytest.mark.parametrize("wrong", [{("residual", 0): torch.zeros(33)}, {("heads", 7): torch.zeros(32)}])
+@pytest.mark.parametrize("positions", ["last_prompt", "all"])
+def test_a_candidate_that_does_not_fit_is_refused_before_anything_runs(wrong, positions):
+    model = model_of("llama")
+    engine, before = Engine(model), hooks_of(model.llm)
+    ran, hook = running(model)
     try:
-        with torch.inference_mode():
-            steered(BATCH)
-        mean_nll(steered(BATCH).nll, BATCH.labels).backward()
-        assert engine.way == "split"
+        with pytest.raises(UserError):
+            engine.sweep([vectors(), Intervention(wrong, positions=positions)], [1.0], PROMPTS)
     finally:
-        steered.detach()
+        hook.remove()
+    assert ran == []
+    assert hooks_of(model.llm) == before
+    assert "generate" not in vars(model.llm)
 
 
-def test_rotations_that_change_with_length_are_not_mixed():
-    """Longrope takes other factors for all keys once the longest prompt of a forward is long."""
-    options = {**CONFIGS["llama"][1], "max_position_embeddings": 2048}
-    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 280}
-    rope |= {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
-    model = language_model(AutoModelForCausalLM.from_config(transformers.LlamaConfig(**options, rope_parameters=rope)))
-    vectors = random_vectors("llama", [("residual", 0)], 0.3)
-    short, long = [prompt_of(n, 1, n) for n in (5, 8)], prompt_of(290, 1, 9)
-    order = [collate(short, 0), collate([long, short[0]], 0), collate(short, 0), collate([short[1], long], 0)]
-    found, way, kept = outcome(model, vectors, "last_prompt", "auto", order)
-    assert (way, kept) == ("split", 2)
-    assert_same(found, outcome(model, vectors, "last_prompt", "off", order)[0], 2e-5)
+def test_two_engines_on_one_model_do_not_disturb_each_other():
+    model = model_of("llama")
+    one, other = Engine(model), Engine(model)
+    nlls(model, one, PROMPTS)
+    taken = one._memory.taken
+    first, second = vectors(1), vectors(2, seed=6)
+    with first.on(model):
+        learning = one.steered(first)
+        alone = learn(learning)
+        scores = other.sweep([second], [1.0], PROMPTS)
+        with second.on(model):
+            both = learn(other.steered(second))
+            assert torch.equal(learn(learning), learn(Engine(model, "off").steered(first))), "both act"
+        other.clear()
+        torch.testing.assert_close(learn(learning), alone, rtol=0, atol=0)
+    assert one._memory.taken >= taken
+    labelled = BATCH.labels != IGNORE
+    assert not torch.allclose(both[labelled], alone[labelled], atol=1e-2)
+    with first.on(model), second.on(model):
+        by_hand_both = answer_nll(model, collate(PROMPTS, 0)).detach().sum(-1)
+    counts = (collate(PROMPTS, 0).labels != IGNORE).sum(-1)
+    torch.testing.assert_close(scores.nll[0, 0], by_hand_both / counts, rtol=1e-4, atol=1e-4)
+
+
+def test_no_recorder_is_left_on_the_model_by_a_consumer_that_fails():
+    model = model_of("llama")
+    before = hooks_of(model.llm)
+    with pytest.raises(KeyError) as failed:
+        failing(Engine(model).activations(PROMPTS, [("residual", 0)], 2))
+    assert failed.traceback
+    assert hooks_of(model.llm) == before
+
+
+def test_no_prompts_are_no_error():
+    engine = Engine(model_of("llama"))
+    engine.begin(SHOWN)
+    for shown in (False, True):
+        with engine.passes([], shown) as batches:
+            assert list(batches([], 3)) == []
+    assert engine.generate([], 3) == []
+    assert engine.sweep([vectors()], [1.0], []).nll.shape == (1, 1, 0)
