@@ -1,6 +1,6 @@
-"""cli."""
+"""The `laai` command: one command a file."""
 
-from laai.cli.commands import main
+from laai.cli.main import main
 
 __all__ = [
     "main",

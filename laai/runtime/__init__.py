@@ -8,7 +8,7 @@ from laai.runtime.run_folder import claim_version, folder_options, with_csv
 from laai.runtime.signals import heed_sigterm
 from laai.runtime.strategy import ShardedStrategy, average_gradients, check_equal
 from laai.runtime.tensorboard import log_figures, log_outcome, log_texts
-from laai.runtime.trainer import check_precision, trainer_of
+from laai.runtime.trainer import Trainer, check_precision, quiet_trainer, trainer_of
 
 __all__ = [
     "CheckpointFiles",
@@ -16,6 +16,7 @@ __all__ = [
     "RunCheckpoint",
     "ShardedStrategy",
     "StepProgress",
+    "Trainer",
     "average_gradients",
     "check_belongs",
     "check_equal",
@@ -31,6 +32,7 @@ __all__ = [
     "log_outcome",
     "log_texts",
     "newest_checkpoint",
+    "quiet_trainer",
     "trainer_of",
     "with_csv",
 ]

@@ -14,7 +14,7 @@ from cast.extraction.contrast import Contrast
 from cast.transfers import cross_task
 from cast.transfers.choice import Choice
 from cast.transfers.report import refusal
-from laai.cli.commands import main
+from laai.cli.main import main
 from laai.errors import UserError
 from laai.files import check_output
 from laai.steering.intervention import Intervention
