@@ -1,4 +1,4 @@
-"""evaluation."""
+"""Answers measured: metrics, scores, methods side by side, tables."""
 
 from laai.evaluation.arms import Evaluation, Method, compare
 from laai.evaluation.measuring import Measured, choose_options, measure
@@ -9,6 +9,7 @@ from laai.evaluation.metrics import (
     exact_match,
     first_lines,
     forced_choice,
+    label_offsets,
     paired_interval,
     share_interval,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "exact_match",
     "first_lines",
     "forced_choice",
+    "label_offsets",
     "markdown_table",
     "measure",
     "paired_interval",

@@ -1,4 +1,4 @@
-"""prompts."""
+"""From examples to token ids: templates, demonstrations, batches."""
 
 from laai.prompts.batches import IGNORE, Batch, Prompt, by_length, collate, without_unlabelled_end
 from laai.prompts.demonstrations import answer_limit, demonstrations_of, fitting, fitting_own, other_examples

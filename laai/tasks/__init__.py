@@ -1,4 +1,4 @@
-"""tasks."""
+"""Labelled examples: tasks, their splits, and where they are read from."""
 
 from laai.tasks.examples import Example, Splits, Task, apart, same_text, without
 from laai.tasks.loading import builtin_tasks, load_task
