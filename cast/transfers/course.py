@@ -66,7 +66,7 @@ class Course:
     @property
     def selected(self) -> bool:
         """Whether samples are not drawn at random."""
-        return self._options.get("strategy", "random") != "random"
+        return bool(self._options.get("strategy", "random") != "random")
 
     def _combined(self, **changes: Any) -> Intervention:
         sources = self.drawn.sources

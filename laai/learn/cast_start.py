@@ -10,7 +10,7 @@ from cast.extraction import combined, extract, extract_own
 from laai.errors import UserError
 from laai.learn.module import LAAIModule
 from laai.steering import Intervention
-from laai.tasks import Task, apart, load_task, without
+from laai.tasks import Task, excluding, load_task, without
 
 SEVERAL = (
     *("antonym", "capital-country", "country-capital", "country-language"),
@@ -58,7 +58,7 @@ class CastStart(pl.Callback):
         self._held_out = {example.input for example in (*data.splits.test, *data.splits.validation)}
         if names == ["auto"] and data.num_examples == 1:
             tasks = [load_task(name) for name in others_of(data.task.name)]
-            left = [task for task in tasks if len(apart(task.examples, self._held_out)) > self.shots]
+            left = [task for task in tasks if len(excluding(task.examples, self._held_out)) > self.shots]
             self._sources = left[:4]
         else:
             self._sources = [] if names in (["own"], ["auto"]) else [load_task(name) for name in names]
