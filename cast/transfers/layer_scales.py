@@ -11,7 +11,7 @@ from cast.transfers.choice import Placement, judged, labelled, probabilities, ri
 from laai.engine import Engine
 from laai.evaluation import Interval, bootstrap_interval
 from laai.models import LanguageModel
-from laai.prompts import Prompt, Template
+from laai.prompts import Template
 from laai.steering import Intervention
 from laai.tasks import Example
 
@@ -24,16 +24,9 @@ PART_SCALES = (0.0, 0.5, 1.0, 1.5, 2.0)
 
 
 def scale_by_layer(
-    model: LanguageModel,
-    vector: Intervention,
-    template: Template,
-    examples: Sequence[Example],
-    start: Placement,
-    *,
-    parts: int = PARTS,
-    scales: Sequence[float] = PART_SCALES,
-    calibrate: bool = True,
-) -> Placement:
+    model: LanguageModel, vector: Intervention, template: Template, examples: Sequence[Example], start: Placement, *,
+    parts: int = PARTS, scales: Sequence[float] = PART_SCALES, calibrate: bool = True,
+) -> Placement:  # fmt: skip
     """Go on from layers and one scale: give each part of the depth the scale that makes answers likeliest.
 
     One pass from the last layers to the first. A change is kept if it raises the mean probability of the whole answer,
@@ -51,56 +44,36 @@ def scale_by_layer(
     """
     if vector.sites != ["heads"]:
         return start
-    depth, given = len(model.decoder.layers), dict.fromkeys(vector.layers, 0.0)
-    given |= dict(zip(start.layers, start.scales, strict=True))
+    depth, engine, answers = len(model.decoder.layers), Engine(model), labelled(template, examples)
+    given = dict.fromkeys(vector.layers, 0.0) | dict(zip(start.layers, start.scales, strict=True))
+
+    def probable(tries: Sequence[Mapping[int, float]]) -> Tensor:
+        """(tries, examples)"""
+        return probabilities(engine, [_scaled(vector, by) for by in tries], [1.0], answers)[:, 0]
+
+    before, now = probable([dict.fromkeys(given, 0.0), given])
     rise = _rise(model, _scaled(vector, given), bool(start.scale), template, examples, calibrate)
-    tried = _Tries(model, vector, labelled(template, examples), given)
+    at, gain, among = given, rises(before, now), start.choice_gain
     for part in reversed(range(parts)):
-        if inside := given.keys() & set(range(part * depth // parts, (part + 1) * depth // parts)):
-            tried.better([tried.at | dict.fromkeys(inside, scale) for scale in scales], rise)
-    if tried.at == given:
+        inside = given.keys() & set(range(part * depth // parts, (part + 1) * depth // parts))
+        tries = [at | dict.fromkeys(inside, scale) for scale in scales if inside]
+        gains = [rises(before, one) for one in probable(tries)] if tries else []
+        for number in sorted(range(len(tries)), key=lambda number: -float(gains[number].mean())):
+            if gains[number].mean() <= gain.mean():
+                break
+            change = rise(_scaled(vector, tries[number]))
+            if change is None or change.high >= 0:
+                at, gain = tries[number], gains[number]
+                among = None if change is None else (start.choice_gain or 0.0) + change.mean
+                break
+    if at == given:
         return start
-    layers, scale = tuple(layer for layer in tried.at if tried.at[layer]), max(tried.at.values())
-    among = None if tried.rise is None else (start.choice_gain or 0.0) + tried.rise.mean
-    gains = rises(tried.before, tried.best)
-    return judged(layers, scale, gains, among, [tried.at[layer] / scale for layer in layers])
+    layers, scale = tuple(layer for layer in at if at[layer]), max(at.values())
+    return judged(layers, scale, gain, among, [at[layer] / scale for layer in layers])
 
 
 def _scaled(vector: Intervention, by: Mapping[int, float]) -> Intervention:
     return vector.with_vectors({key: by[key[1]] * v for key, v in vector.items()})
-
-
-class _Tries:
-    """The best scales by layer so far: `at`, the answers' probabilities there, and the right options' rise."""
-
-    def __init__(
-        self, model: LanguageModel, vector: Intervention, answers: Sequence[Prompt], at: Mapping[int, float]
-    ) -> None:
-        self._engine, self._vector, self._answers = Engine(model), vector, answers
-        self.at = dict(at)
-        self.rise: Interval | None = None
-        self.before, self.best = self._probabilities([dict.fromkeys(at, 0.0), at])
-
-    def better(self, tries: Sequence[dict[int, float]], rise: Callable[[Intervention], Interval | None]) -> None:
-        """Go where answers are likelier, and right options not rarer by more than chance, if one of these is so."""
-        found = self._probabilities(tries)
-        means = self._mean(found)
-        for number in means.argsort(descending=True, stable=True).tolist():
-            if means[number] <= self._mean(self.best):
-                break
-            change = rise(_scaled(self._vector, tries[number]))
-            if change is None or change.high >= 0:
-                self.best, self.at, self.rise = found[number], tries[number], change
-                break
-
-    def _probabilities(self, tries: Sequence[Mapping[int, float]]) -> Tensor:
-        """(tries, examples)"""
-        vectors = [_scaled(self._vector, by) for by in tries]
-        return probabilities(self._engine, vectors, [1.0], self._answers)[:, 0]
-
-    def _mean(self, probability: Tensor) -> Tensor:
-        """Over the examples, the last dimension, on which the model does not overflow by itself."""
-        return probability[..., self.before.isfinite()].nan_to_num(nan=0.0).mean(-1)
 
 
 def _rise(
