@@ -28,17 +28,16 @@ Criterion = Literal["likelihood", "probability"]
 def answer_scores(nll: Tensor, prompts: Sequence[Prompt], criterion: Criterion) -> Tensor:
     """How good a vector is for each answer, terminator included, (…, prompts) fp64: the more, the better.
 
-    `likelihood`, its logarithm in nats, hears every answer, however unlikely: for a vector that is to be compared with
-    itself at other scales, and may be weak at all of them. There the mean probability would be that of the one answer
-    which happens to be likeliest, and often take the strongest vector. `probability` is the exact match that sampling
-    would expect: for a vector that is applied only if it helps, on that scale. Of more than `LONGEST_ANSWER` tokens an
-    answer has the probability of so many such tokens: the whole one's, from half a sentence on, is that of hardly any
-    answer, and the mean over answers would be one short answer's.
+    `likelihood`, its logarithm in nats, hears every answer: for the scale of a vector that may be weak at all scales,
+    where the mean probability is that of the one answer which happens to be likely. `probability` is the exact match
+    that sampling would expect: for a vector that is applied only if it helps on that scale. Of more than
+    `LONGEST_ANSWER` tokens an answer has the probability of so many such tokens: the whole one's, from half a sentence
+    on, is that of hardly any answer, and the mean over answers would be one short answer's.
 
     Args:
         nll: (…, prompts) mean per token, nats.
         prompts: with their answers.
-        criterion: which of the two.
+        criterion: each picks other scales and places than the other does, on one run in three or so.
     """
     tokens = torch.tensor([len(prompt.answer) for prompt in prompts])
     if criterion == "likelihood":

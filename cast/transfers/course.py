@@ -21,14 +21,6 @@ from laai.tasks import Task
 class Course:
     """One transfer on its way; each extraction is kept under a number of its own.
 
-    Args:
-        model: the language model.
-        drawn: its tasks and examples.
-        settings: of the transfer.
-        partial: where extractions are kept, if they are.
-        trainer: shares extractions out; None to run them where the model is.
-        options: further arguments of `cast.extract`.
-
     Attributes:
         vector: of the sources, whole, at scale 1.
         placement: where it goes, and how strongly.

@@ -85,7 +85,8 @@ def transfer(
         partial: where to keep extractions, so that a run with the same settings goes on from there after an
             interruption; what is chosen and measured after them is done again. See `discard_all`.
         progress: show progress bars.
-        options: `TransferSettings` by name, and further arguments of `cast.extract`: strategy, kind, shared_shots, …
+        options: those of `cast.transfers.settings.TransferSettings`, and further arguments of `cast.extract`: strategy,
+            kind, shared_shots, …
 
     Raises:
         UserError: a task cannot be read, is too small or is given twice, no test query, an unknown baseline, a model

@@ -37,12 +37,7 @@ def add_model_options(parser: Any, default: str | None = "default") -> None:
 def add_columns(parser: Any, option: str = "columns", of: str = "") -> None:
     """How a file or hub data set names what we call input, output, choices, label, split and test_split.
 
-    And `instruction`, a text, for any task.
-
-    Args:
-        parser: gets the option.
-        option: its name.
-        of: for the help, which data it is about.
+    And `instruction`, a text, for any task. `of`: for the help, which data the option is about.
     """
     parser.add_argument(
         f"--{option}",
@@ -62,12 +57,7 @@ def columns_of(options: Any, option: str = "columns") -> dict[str, str]:
 
 
 def add_samples(parser: Any, shared: str) -> None:
-    """Options of `trainer_of`, which source samples are read, and how they are shown.
-
-    Args:
-        parser: gets the options.
-        shared: what the devices share, in a word.
-    """
+    """Options of `trainer_of`, whose devices share what is named, which samples are read, and how they are shown."""
     parser.add_argument(
         "--devices", default="1", help=f"devices that share the {shared}: a number, or auto (default: 1)"
     )

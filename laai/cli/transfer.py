@@ -136,10 +136,6 @@ def _print(found: Transfer, options: Any, target: Task) -> None:
 def load_with(columns: Mapping[str, str], names: Sequence[str]) -> Callable[[str], Task]:
     """A function that reads tasks by name: those that are not built in by their columns, and all with an instruction.
 
-    Args:
-        columns: as `load_task` takes them.
-        names: of the tasks to be read.
-
     Raises:
         UserError: columns, and no task that takes them.
     """

@@ -160,7 +160,7 @@ def _check(name: str, examples: Iterable[Example]) -> None:
             if unreadable(text):
                 raise UserError(f"{where}: {field} {short(text)} holds half of a surrogate pair; mend the text")
         if example.input in seen:
-            raise UserError(f"{where}: input {short(example.input)} occurs twice; drop one, see laai.repeats.dedupe")
+            raise UserError(f"{where}: input {short(example.input)} occurs twice; drop one, see laai.tasks.repeats")
         seen.add(example.input)
         if example.choices is None:
             if example.label is not None:
