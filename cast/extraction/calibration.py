@@ -19,14 +19,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from laai.engine import Engine
+from laai.evaluation import label_offsets
 from laai.models import LanguageModel
 from laai.prompts import Template
 from laai.steering import Intervention
 from laai.tasks import Example
-
-MEAN_FLOOR = 1e-3
-"""A label's mean probability that is not told from less: what never is likely is not to be blown up without end."""
-
 
 RIDGE = 1e-3
 """Added to the second moment of the output head, as a share of its mean diagonal, so that it can be inverted."""
@@ -51,7 +48,7 @@ ROUNDS, HALVINGS = 8, 6
 def label_prior(
     model: LanguageModel, vector: Intervention, template: Template, examples: Sequence[Example]
 ) -> Intervention | None:
-    """The vector that, added to `vector`, shifts the labels' log-odds by `offsets`, all raised as the module says.
+    """The vector that, added to `vector`, shifts the labels' log-odds by `label_offsets`, all raised (see above).
 
     Args:
         model: the language model.
@@ -90,7 +87,7 @@ def label_prior(
     if not sound.any():
         return None
     plain, norm = plain[sound], float(norms[sound].mean())
-    found = offsets(plain)
+    found = label_offsets(plain)
     wanted = found + (plain.amax(dim=-1) - (plain + found).amax(dim=-1)).amax()
     weights = reach(lambda tried: (shifted(tried)[0][sound] - plain).mean(dim=0), wanted, PROBE * norm)
     if weights is None:
@@ -187,19 +184,6 @@ def first_tokens(template: Template, examples: Sequence[Example]) -> list[int] |
     }
     ids = found.pop()
     return list(ids) if not found and len(set(ids)) == len(ids) else None
-
-
-def offsets(logits: Tensor) -> Tensor:
-    """(labels,) that, added to logits (examples, labels), make all labels about equally likely over the examples.
-
-    Minus the logarithm of each label's mean probability (batch calibration, 2309.17249), less the mean over labels.
-    Examples on which the model overflows are left out; zeros if it does on all.
-    """
-    logits = logits[logits.isfinite().all(dim=-1)]
-    if not len(logits):
-        return logits.new_zeros(logits.shape[1])
-    found = -logits.double().softmax(dim=-1).mean(dim=0).clamp_min(MEAN_FLOOR).log()
-    return (found - found.mean()).float()
 
 
 def _at(vector: Intervention, layer: int, value: Tensor) -> Intervention:

@@ -27,14 +27,9 @@ SAVE_SECONDS = 15.0
 
 
 def run_all(
-    contrast: Contrast,
-    model: LanguageModel,
-    *,
-    batch_size: int,
-    trainer: pl.Trainer | None = None,
-    partial: Path | None = None,
-    name: str | None = None,
-) -> None:
+    contrast: Contrast, model: LanguageModel, *, batch_size: int,
+    trainer: pl.Trainer | None = None, partial: Path | None = None, name: str | None = None,
+) -> None:  # fmt: skip
     """Run the pairs that are missing; every device has the sums over all devices afterwards.
 
     Args:
@@ -44,8 +39,8 @@ def run_all(
         trainer: shares the pairs out to its devices; None to run them here, where the model is.
         partial: where to keep what is done, as files PARTIAL.0, PARTIAL.1, … by device. A run with the same settings,
             on any number of devices of one machine, goes on from there; on several machines, which need not see each
-            other's files, nothing is kept. They stay when all is done, so that a
-            result that cannot be saved is not lost: call `discard` once it is.
+            other's files, nothing is kept. They stay when all is done, so that a result that cannot be saved is not
+            lost: call `discard` once it is.
         name: for the progress bar; None for no bar.
 
     Raises:
@@ -59,13 +54,11 @@ def run_all(
             partial = None
     if partial is not None:
         contrast.restore(files_of(partial))
-    todo, devices = contrast.missing(), 1 if trainer is None else trainer.world_size
+    todo, done, devices = contrast.missing(), int(contrast.done.sum()), 1 if trainer is None else trainer.world_size
     if devices > 1:
         _ = contrast.fingerprint  # of the model as the user gave it: it is compared among the processes
         todo += [NOTHING] * (devices - len(todo))  # each device has to get something, or the others wait for it
-    with tqdm(
-        total=len(contrast), initial=int(contrast.done.sum()), desc=name, disable=name is None, leave=False
-    ) as bar:
+    with tqdm(total=len(contrast), initial=done, desc=name, disable=name is None, leave=False) as bar:
         work = _Work(model, contrast, partial, bar)
         numbers: Any = torch.tensor(todo)  # a loader takes any sequence; its type says a Dataset
         loader: DataLoader[Tensor] = DataLoader(numbers, batch_size)

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,26 +22,17 @@ from cast.selection import encoder_embeddings, state_embeddings
 from laai.errors import UserError
 from laai.models import LanguageModel
 from laai.prompts import Template, other_examples
+from laai.runtime import Trainer
 from laai.steering import Intervention, Key
 from laai.tasks import Example, Task
 from laai.vocabulary import KINDS, SITES, Kind, Positions, Site, Strategy, Style
 
 
 def extract(
-    model: LanguageModel,
-    source: Task,
-    *,
-    samples: int = 50,
-    shots: int = 5,
-    strategy: Strategy = "random",
-    encoder: str | None = None,
-    shared_shots: bool = False,
-    from_selected: bool = False,
-    style: Style = "plain",
-    seed: int = 0,
-    progress: bool = True,
-    **options: Any,
-) -> Intervention:
+    model: LanguageModel, source: Task, *, samples: int = 50, shots: int = 5, strategy: Strategy = "random",
+    encoder: str | None = None, shared_shots: bool = False, from_selected: bool = False, style: Style = "plain",
+    seed: int = 0, progress: bool = True, **options: Any,
+) -> Intervention:  # fmt: skip
     """Extract the CAST vector of a source task, for all layers in one pass over each prompt.
 
     Args:
@@ -87,9 +77,7 @@ def extract(
     settings |= {"from_selected": from_selected}
     template = Template(model.tokenizer, source, style)
     random = strategy == "random" and not (shared_shots or from_selected) and len(drawn.samples) < len(source.examples)
-    return extract_from(
-        model, template, *drawn, progress=progress, settings=settings, independent=random, **options
-    )  # fmt: skip
+    return extract_from(model, template, *drawn, progress=progress, settings=settings, independent=random, **options)
 
 
 def check_encoder(encoder: str | None, strategy: Strategy) -> None:
@@ -185,7 +173,7 @@ def contrast_of(
     site: Site | Sequence[Site] = "heads",
     layers: Sequence[int] | None = None,
     batch_size: int = 16,
-    trainer: pl.Trainer | None = None,
+    trainer: Trainer | None = None,
     partial: Path | None = None,
     progress: bool = True,
     keep: bool = False,
@@ -215,12 +203,7 @@ def contrast_of(
             raise UserError(f"the sample {sample.input!r} stands among its own demonstrations")
     if batch_size < 1:
         raise UserError(f"expected batch_size as at least 1, found {batch_size}")
-    decoder = model.decoder
-    keys: list[Key] = []
-    for s in [site] if isinstance(site, str) else site:
-        if s not in SITES:
-            raise UserError(f"site must be one of {', '.join(SITES)}, not {s!r}")
-        keys += [(s, i) for i in (decoder.steerable(s) if layers is None else layers)]
+    keys = _keys(model, [site] if isinstance(site, str) else site, layers)
     few_shot = [template.encode(s.input, shown) for s, shown in zip(samples, demonstrations, strict=True)]
     zero_shot = [template.encode(s.input) for s in samples]
     precision = "32-true" if trainer is None else str(trainer.precision)
@@ -233,3 +216,9 @@ def contrast_of(
     name = f"CAST from {template.task.name}" if progress else None
     run_all(contrast, model, batch_size=batch_size, trainer=trainer, partial=partial, name=name)
     return contrast
+
+
+def _keys(model: LanguageModel, sites: Sequence[Site], layers: Sequence[int] | None) -> list[Key]:
+    if unknown := [site for site in sites if site not in SITES]:
+        raise UserError(f"site must be one of {', '.join(SITES)}, not {unknown[0]!r}")
+    return [(site, i) for site in sites for i in (model.decoder.steerable(site) if layers is None else layers)]

@@ -1,21 +1,23 @@
-"""transfers."""
+"""CAST across tasks: where a vector goes, at what strength, and what it does beside baselines."""
 
-from cast.transfers.choice import FEWEST, SCALES, Choice, grid
-from cast.transfers.cross_task import discard_all, source_development, transfer, weighted
+from cast.transfers.choice import TRANSFER_SCALES, Placement, grid
+from cast.transfers.course import discard_all
+from cast.transfers.cross_task import Transfer, transfer
+from cast.transfers.draws import source_development, weighted
 from cast.transfers.layer_scales import scale_by_layer
-from cast.transfers.place import choices_by_site, choose_place, likeliest
 from cast.transfers.report import against, read_from, refusal, said_of
+from cast.transfers.search import choose_placement, likeliest, placements_by_site
 
 __all__ = [
-    "FEWEST",
-    "SCALES",
-    "Choice",
+    "TRANSFER_SCALES",
+    "Placement",
+    "Transfer",
     "against",
-    "choices_by_site",
-    "choose_place",
+    "choose_placement",
     "discard_all",
     "grid",
     "likeliest",
+    "placements_by_site",
     "read_from",
     "refusal",
     "said_of",

@@ -3,7 +3,7 @@
 The place is taken that gives the whole answer, its terminator included, the highest probability: the exact match that
 sampling would expect, in which form and knowledge both count. A vector that repairs the form of answers can still cost
 knowledge: the right option loses to others. So places where its probability among the options falls by more than
-chance are passed over; on a dozen examples that tells more than how often it wins. The choice says when nothing helps.
+chance are passed over; on a dozen examples that tells more than how often it wins. It is said when nothing helps.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from cast.extraction import offsets, shifted_tokens
+from cast.extraction import answer_scores, shifted_tokens
 from laai.engine import Engine
 from laai.errors import UserError
-from laai.evaluation import bootstrap_interval, choose_options
+from laai.evaluation import bootstrap_interval, choose_options, label_offsets
 from laai.models import LanguageModel
 from laai.prompts import Prompt, Template
 from laai.steering import Intervention
@@ -29,6 +29,14 @@ TRIES = 20
 """Places, best first, whose options are looked at, which costs a forward for each of them."""
 
 
+Right = Callable[[Sequence[int], float], Tensor]
+"""The right option's share of the options' probability, (examples with choices,), with layers at a scale."""
+
+
+TRANSFER_SCALES = (0.5, 1.0, 2.0)
+"""Strengths that are tried. 3 and 4 on residual layers raised the gain on these examples and lowered it on others."""
+
+
 LEAST_GAIN = 0.01
 """Rise of the answers' probability, the exact match that sampling would expect, that is worth some forced choice."""
 
@@ -37,21 +45,9 @@ FEWEST = 5
 """Examples below which no gain is believed: a bootstrap of so few is too sure of itself."""
 
 
-LONGEST = 24
-"""Tokens of an answer that `whole_answers` takes."""
-
-
-Right = Callable[[Sequence[int], float], Tensor]
-"""The right option's share of the options' probability, (examples with choices,), with layers at a scale."""
-
-
-SCALES = (0.5, 1.0, 2.0)
-"""Strengths that are tried. 3 and 4 on residual layers raised the gain on these examples and lowered it on others."""
-
-
 @dataclass(frozen=True)
-class Choice:
-    """Layers and scale of a vector, and what they did to the examples that they were chosen on.
+class Placement:
+    """Site, layers and scale of a vector, and what they did to the examples that they were chosen on.
 
     Attributes:
         layers: that keep their vectors.
@@ -60,8 +56,8 @@ class Choice:
             zero. With choices, which a vector can cost, `gain` is `LEAST_GAIN` at least. The interval is of the best of
             many places and scales, on the same examples that they were compared on, and is not adjusted for that: gains
             on other examples tend to be smaller.
-        gain, gain_low, gain_high: mean rise of the probability of `whole_answers` against no vector; of `choose_place`,
-            with the label prior that goes with the vector where there is one.
+        gain, gain_low, gain_high: mean rise of the answers' probability (`answer_scores`) against no vector; of
+            `choose_placement`, with the label prior that goes with the vector where there is one.
         choice_gain: mean rise of the right option's share of the options' probability, with the label prior that goes
             with the vector where there is one; None without choices.
         examples: how many counted; those on which the model overflows without a vector are left out.
@@ -117,7 +113,7 @@ def grid(
     template: Template,
     examples: Sequence[Example],
     *,
-    scales: Sequence[float] = SCALES,
+    scales: Sequence[float] = TRANSFER_SCALES,
     places: Sequence[Sequence[int]] | None = None,
     progress: bool = True,
 ) -> Grid:
@@ -135,20 +131,23 @@ def grid(
     places = places_of(model, vector) if places is None else places
     candidates = [vector.select(layers=layers) for layers in places]
     scales = (0.0, *(scale for scale in scales if scale))
-    answers = [template.encode(e.input, answer=e.output) for e in examples]
+    answers = labelled(template, examples)
     what, total = f"choosing layers and scale at {' and '.join(vector.sites)}", len(candidates) * len(answers)
     with tqdm(total=total, desc=what, disable=not progress, leave=False) as bar:
         found = Engine(model).sweep(candidates, scales, answers, on_candidate=bar.update)
-    return Grid(tuple(map(tuple, places)), scales, whole_answers(found.nll, answers), found.greedy)
+    return Grid(tuple(map(tuple, places)), scales, answer_scores(found.nll, answers, "probability"), found.greedy)
 
 
-def whole_answers(nll: Tensor, answers: Sequence[Prompt]) -> Tensor:
-    """Probabilities of answers with their terminators, fp64, from their NLL per token, (…, answers).
+def labelled(template: Template, examples: Sequence[Example]) -> list[Prompt]:
+    """The zero-shot prompts of examples, with their answers."""
+    return [template.encode(example.input, answer=example.output) for example in examples]
 
-    Of more than `LONGEST` tokens an answer has the probability of `LONGEST` such tokens: the whole one's, from half a
-    sentence on, is that of hardly any answer, and the mean over answers would be one short answer's.
-    """
-    return (-nll.double() * torch.tensor([min(len(prompt.answer), LONGEST) for prompt in answers])).exp()
+
+def probabilities(
+    engine: Engine, vectors: Sequence[Intervention], scales: Sequence[float], answers: Sequence[Prompt]
+) -> Tensor:
+    """(vectors, scales, answers) of whole answers, fp64."""
+    return answer_scores(engine.sweep(vectors, scales, answers).nll, answers, "probability")
 
 
 def right_options(
@@ -177,7 +176,7 @@ def right_options(
     def right(layers: Sequence[int], scale: float) -> Tensor:
         with (scale * vector.select(layers=layers)).on(model):
             found = choose_options(model, template, having, engine=shared)
-        shift = offsets(-torch.tensor([one.firsts for one in found])) if prior and scale else 0.0
+        shift = label_offsets(-torch.tensor([one.firsts for one in found])) if prior and scale else 0.0
         shares = [(shift - torch.tensor(one.nlls)).softmax(-1) for one in found]
         same = [torch.tensor([option == e.output for option in e.choices or ()]) for e in having]
         return torch.tensor([float(share[right].sum()) for share, right in zip(shares, same, strict=True)])
@@ -197,10 +196,10 @@ def places_of(model: LanguageModel, vector: Intervention) -> list[tuple[int, ...
     return [place for place in dict.fromkeys(places) if place]
 
 
-def choose(found: Grid, right: Right | None = None) -> Choice:
+def choose(found: Grid, right: Right | None = None) -> Placement:
     """The place and scale that make answers likeliest, where the right option does not lose by more than chance.
 
-    No vector, scale 0, is among them always: the choice may be that, and then does not help.
+    No vector, scale 0, is among them always: the placement may be that, and then does not help.
 
     Args:
         found: of `grid`.
@@ -230,27 +229,25 @@ def choose(found: Grid, right: Right | None = None) -> Choice:
         if right is None or before is None:
             best = place, number
             break
-        after = right(found.layers[place], found.scales[number]).nan_to_num(nan=0.0)
-        rise = bootstrap_interval((after - before)[before.isfinite()])
+        rise = bootstrap_interval(rises(before, right(found.layers[place], found.scales[number])))
         if rise.high >= 0:
             best, change = (place, number), rise.mean
             break
     return judged(found.layers[best[0]], found.scales[best[1]], gains[best], change)
 
 
+def rises(before: Tensor, after: Tensor) -> Tensor:
+    """(examples,) by how much a number rises, of the examples on which the model does not overflow by itself.
+
+    Where it overflows with a vector, the number is taken as 0.
+    """
+    return (after.nan_to_num(nan=0.0) - before)[before.isfinite()]
+
+
 def judged(
     layers: Sequence[int], scale: float, gains: Tensor, change: float | None, factors: Sequence[float] = ()
-) -> Choice:
-    """The choice of a place that changes the answers' probability by `gains`, (examples,); `change`: `choice_gain`."""
-    gain = bootstrap_interval(gains)
-    return Choice(
-        layers=tuple(layers),
-        scale=scale,
-        helps=gain.n >= FEWEST and gain.low > 0 and (change is None or gain.mean >= LEAST_GAIN),
-        gain=gain.mean,
-        gain_low=gain.low,
-        gain_high=gain.high,
-        choice_gain=change,
-        examples=gain.n,
-        factors=tuple(factors),
-    )
+) -> Placement:
+    """The placement that changes the answers' probability by `gains`, (examples,); `change`: `choice_gain`."""
+    mean, low, high, n = bootstrap_interval(gains)
+    helps = n >= FEWEST and low > 0 and (change is None or mean >= LEAST_GAIN)
+    return Placement(tuple(layers), scale, helps, mean, low, high, change, n, tuple(factors))

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cast.transfers.choice import Choice, judged, right_options, whole_answers
+from cast.transfers.choice import Placement, judged, labelled, probabilities, right_options, rises
 from laai.engine import Engine
 from laai.evaluation import Interval, bootstrap_interval
 from laai.models import LanguageModel
@@ -16,78 +16,64 @@ from laai.steering import Intervention
 from laai.tasks import Example
 
 PARTS = 6
+"""Parts of the depth, each with a scale of its own."""
 
 
-SCALES = (0.0, 0.5, 1.0, 1.5, 2.0)
+PART_SCALES = (0.0, 0.5, 1.0, 1.5, 2.0)
+"""Strengths that are tried for each part."""
 
 
 def scale_by_layer(
-    model: LanguageModel,
-    vector: Intervention,
-    template: Template,
-    examples: Sequence[Example],
-    choice: Choice,
-    *,
-    parts: int = PARTS,
-    scales: Sequence[float] = SCALES,
-    calibrate: bool = True,
-) -> Choice:
-    """Go on from a choice of layers and one scale: give each part of the depth the scale that makes answers likeliest.
+    model: LanguageModel, vector: Intervention, template: Template, examples: Sequence[Example], start: Placement, *,
+    parts: int = PARTS, scales: Sequence[float] = PART_SCALES, calibrate: bool = True,
+) -> Placement:  # fmt: skip
+    """Go on from layers and one scale: give each part of the depth the scale that makes answers likeliest.
 
     One pass from the last layers to the first. A change is kept if it raises the mean probability of the whole answer,
-    unless the right option's share falls below what the choice made it by more than chance.
+    unless the right option's share falls below what the start made it by more than chance.
 
     Args:
         model: the language model.
-        vector: the whole vector, which the choice was made for.
+        vector: the whole vector, which the start was chosen for.
         template: writes the prompts.
-        examples: labelled; those of the choice.
-        choice: where to start. Of a vector at `residual` it is one layer, and is returned as it is.
+        examples: labelled; those that the start was chosen on.
+        start: where to start. Of a vector at `residual` it is one layer, and is returned as it is.
         parts: of the whole depth.
         scales: to try for each part.
         calibrate: options are compared with a `label_prior`, where there is one.
     """
     if vector.sites != ["heads"]:
-        return choice
-    depth, engine = len(model.decoder.layers), Engine(model)
-    answers = [template.encode(e.input, answer=e.output) for e in examples]
-    start = dict.fromkeys(vector.layers, 0.0) | dict(zip(choice.layers, choice.scales, strict=True))
+        return start
+    depth, engine, answers = len(model.decoder.layers), Engine(model), labelled(template, examples)
+    given = dict.fromkeys(vector.layers, 0.0) | dict(zip(start.layers, start.scales, strict=True))
 
-    def scaled(by: Mapping[int, float]) -> Intervention:
-        return vector.with_vectors({key: by[key[1]] * v for key, v in vector.items()})
-
-    def probabilities(tries: Sequence[Mapping[int, float]]) -> Tensor:
+    def probable(tries: Sequence[Mapping[int, float]]) -> Tensor:
         """(tries, examples)"""
-        return whole_answers(engine.sweep([scaled(by) for by in tries], [1.0], answers).nll[:, 0], answers)
+        return probabilities(engine, [_scaled(vector, by) for by in tries], [1.0], answers)[:, 0]
 
-    before, best = probabilities([dict.fromkeys(start, 0.0), start])
-    rise = _rise(model, scaled(start), bool(choice.scale), template, examples, calibrate)
-    at, risen = start, None
+    before, now = probable([dict.fromkeys(given, 0.0), given])
+    rise = _rise(model, _scaled(vector, given), bool(start.scale), template, examples, calibrate)
+    at, gain, among = given, rises(before, now), start.choice_gain
     for part in reversed(range(parts)):
-        inside = start.keys() & set(range(part * depth // parts, (part + 1) * depth // parts))
-        if not inside:
-            continue
-        tries = [at | dict.fromkeys(inside, scale) for scale in scales]
-        found = probabilities(tries)
-        means = _mean(found, before)
-        for number in means.argsort(descending=True, stable=True).tolist():
-            if means[number] <= _mean(best, before):
+        inside = given.keys() & set(range(part * depth // parts, (part + 1) * depth // parts))
+        tries = [at | dict.fromkeys(inside, scale) for scale in scales if inside]
+        gains = [rises(before, one) for one in probable(tries)] if tries else []
+        for number in sorted(range(len(tries)), key=lambda number: -float(gains[number].mean())):
+            if gains[number].mean() <= gain.mean():
                 break
-            change = rise(scaled(tries[number]))
+            change = rise(_scaled(vector, tries[number]))
             if change is None or change.high >= 0:
-                best, at, risen = found[number], tries[number], change
+                at, gain = tries[number], gains[number]
+                among = None if change is None else (start.choice_gain or 0.0) + change.mean
                 break
-    if at == start:
-        return choice
+    if at == given:
+        return start
     layers, scale = tuple(layer for layer in at if at[layer]), max(at.values())
-    gains = (best.nan_to_num(nan=0.0) - before)[before.isfinite()]
-    among = None if risen is None else (choice.choice_gain or 0.0) + risen.mean
-    return judged(layers, scale, gains, among, [at[layer] / scale for layer in layers])
+    return judged(layers, scale, gain, among, [at[layer] / scale for layer in layers])
 
 
-def _mean(probability: Tensor, before: Tensor) -> Tensor:
-    """Over the examples, the last dimension, on which the model does not overflow by itself."""
-    return probability[..., before.isfinite()].nan_to_num(nan=0.0).mean(-1)
+def _scaled(vector: Intervention, by: Mapping[int, float]) -> Intervention:
+    return vector.with_vectors({key: by[key[1]] * v for key, v in vector.items()})
 
 
 def _rise(
@@ -103,12 +89,11 @@ def _rise(
         return lambda scaled: None
     options: dict[str, Any] = {"calibrate": calibrate, "engine": Engine(model)}
     before = right_options(model, start, template, examples, **options)(start.layers, float(steers))
-    known = before.isfinite()
 
     def rise(scaled: Intervention) -> Interval | None:
-        if not known.any():
+        if not before.isfinite().any():
             return None  # it overflows on every example with choices
         after = right_options(model, scaled, template, examples, **options)(scaled.layers, 1.0)
-        return bootstrap_interval((after.nan_to_num(nan=0.0) - before)[known])
+        return bootstrap_interval(rises(before, after))
 
     return rise

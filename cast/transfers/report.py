@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from cast.transfers.choice import FEWEST, Choice
+from cast.transfers.choice import FEWEST, Placement
 from laai.evaluation import Evaluation, paired_interval
 from laai.steering import Provenance
 
@@ -33,31 +33,32 @@ def against(evaluations: Sequence[Evaluation]) -> list[str]:
     return lines
 
 
-def said_of(choice: Choice, chosen_on: str) -> str:
+def said_of(placement: Placement, chosen_on: str) -> str:
     """One line: where a vector goes and what it did to the examples that it was chosen on, or that it goes nowhere."""
-    examples = f"{choice.examples} examples of the {chosen_on}"
-    if not choice.scale:
+    examples = f"{placement.examples} examples of the {chosen_on}"
+    if not placement.scale:
         return f"no vector: at every place and scale right answers got no likelier, or lost to others, on {examples}"
-    layers = f"layers {choice.layers[0]} to {choice.layers[-1]}"
-    if len(choice.layers) == 1:
-        layers = f"layer {choice.layers[0]}"
-    layers += f" at {choice.site}" if choice.site else ""
-    interval = f"{choice.gain:+.3f}, {choice.gain_low:+.3f} to {choice.gain_high:+.3f}"
-    among = "" if choice.choice_gain is None else f"; among the options {choice.choice_gain:+.3f}"
-    return f"{layers}, scale {choice.scale:g}, chosen on {examples} (probability of the right answer {interval}{among})"
+    first, last = placement.layers[0], placement.layers[-1]
+    layers = f"layer {first}" if first == last else f"layers {first} to {last}"
+    layers += f" at {placement.site}" if placement.site else ""
+    interval = f"{placement.gain:+.3f}, {placement.gain_low:+.3f} to {placement.gain_high:+.3f}"
+    among = "" if placement.choice_gain is None else f"; among the options {placement.choice_gain:+.3f}"
+    return (
+        f"{layers}, scale {placement.scale:g}, chosen on {examples} (probability of the right answer {interval}{among})"
+    )
 
 
-def refusal(choice: Choice, wanted: bool) -> str:
+def refusal(placement: Placement, wanted: bool) -> str:
     """What a refused vector comes to, in a line; none where `said_of` has said all.
 
     Args:
-        choice: that does not help.
+        placement: that does not help.
         wanted: a file was asked for.
     """
-    if not choice.scale:
+    if not placement.scale:
         return "not written: there is no vector" if wanted else ""
     done, cure = ("not applied and not written", "does both") if wanted else ("not applied", "applies it")
     why = "on those examples the vector did not help enough"
-    if choice.examples < FEWEST:
+    if placement.examples < FEWEST:
         why = f"gains on fewer than {FEWEST} examples are not believed; give --development more"
     return f"{done}: {why} (--always {cure})"

@@ -15,7 +15,7 @@ from vector_geometry import compare_tasks
 
 from cast.extraction import Contrast, Samples, centred, contrast_of, draw, extract_from, fit_ridge, with_label_prior
 from cast.selection import state_embeddings
-from cast.transfers import SCALES, Choice, choose_place, grid, scale_by_layer
+from cast.transfers import TRANSFER_SCALES, Placement, choose_placement, grid, scale_by_layer
 from laai.compare import Options, Row
 from laai.engine import answer_logits
 from laai.errors import UserError
@@ -50,7 +50,7 @@ class Parts(Tasks):
         self.model = model
         self._vectors: dict[tuple[str, str, int], Intervention] = {}
         self._zero: dict[tuple[str, int, bool], Row] = {}
-        self._choices: dict[tuple[str, str, int, str], Choice] = {}
+        self._choices: dict[tuple[str, str, int, str], Placement] = {}
 
     def split(self, target: str, seed: int) -> Splits:
         """Test and development examples of a target."""
@@ -89,13 +89,13 @@ class Parts(Tasks):
 
     def choice(
         self, vector: Intervention, template: Template, target: str, seed: int, places: Places | None = None
-    ) -> Choice:
+    ) -> Placement:
         """Layers and scale of a vector, chosen on the development examples."""
         settings: dict[str, Any] = {"places": places or self.places(), "progress": False}
-        return choose_place(self.model, vector, template, self.split(target, seed).validation, **settings)
+        return choose_placement(self.model, vector, template, self.split(target, seed).validation, **settings)
 
     def under(
-        self, steering: Steering, choice: Choice, template: Template, target: str, seed: int, choices: bool = False
+        self, steering: Steering, choice: Placement, template: Template, target: str, seed: int, choices: bool = False
     ) -> Row:
         """Test queries while steered, and without; with `choices`, forced choice too where the target has options."""
         queries = self.split(target, seed).test
@@ -214,7 +214,9 @@ class Parts(Tasks):
         sixths = [part for i in range(6) if (part := tuple(range(depth * i // 6, depth * (i + 1) // 6)))]
         for site, places in (("heads", [*sixths, *self.places()]), ("residual", [(i,) for i in range(depth)])):
             vector = self.vector(pool, drawn, site=site)
-            table = grid(self.model, vector, template, examples, scales=(0.25, *SCALES), places=places, progress=False)
+            table = grid(
+                self.model, vector, template, examples, scales=(0.25, *TRANSFER_SCALES), places=places, progress=False
+            )
             found[site] = {
                 "places": [[place[0], place[-1]] for place in table.layers],
                 "scales": list(table.scales),

@@ -12,7 +12,7 @@ from transfer_tasks import Tasks
 
 import cast
 from cast.extraction import label_prior, of_equal_norm, own_seed, with_label_prior
-from cast.transfers import choices_by_site, likeliest
+from cast.transfers import likeliest, placements_by_site
 from laai.compare import Options, Row, compare, only
 from laai.evaluation import Arm, Measured, calibrated_choices
 from laai.models import LanguageModel
@@ -80,7 +80,7 @@ class Matrix(Tasks):
             if name in skip:
                 continue
             vector = self.vector(pool, seed, strategy)
-            found = choices_by_site(model, vector, template, examples, calibrate=calibrate, progress=False)
+            found = placements_by_site(model, vector, template, examples, calibrate=calibrate, progress=False)
             tried = {name: likeliest(found)}
             if name == "cast" and "each site" not in skip:
                 tried |= {at_site(site): choice for site, choice in found.items() if choice != tried[name]}

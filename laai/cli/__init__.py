@@ -1,6 +1,6 @@
-"""cli."""
+"""The `laai` command: one command a file."""
 
-from laai.cli.commands import learn, main
+from laai.cli.main import learn, main
 
 __all__ = [
     "learn",

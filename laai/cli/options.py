@@ -3,28 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from laai.errors import UserError
-from laai.tasks import Task, builtin_tasks, load_task
-
-
-def load_with(columns: Mapping[str, str], names: Sequence[str]) -> Callable[[str], Task]:
-    """A function that reads tasks by name: those that are not built in by their columns, and all with an instruction.
-
-    Args:
-        columns: as `load_task` takes them.
-        names: of the tasks to be read.
-
-    Raises:
-        UserError: columns, and no task that takes them.
-    """
-    said = {field: text for field, text in columns.items() if field == "instruction"}
-    if columns.keys() - said.keys() and all(name in builtin_tasks() for name in names):
-        raise UserError("expected --columns with a file, folder or hf:NAME, found built-in tasks alone: leave it out")
-    return lambda name: load_task(name, columns=said if name in builtin_tasks() else columns)
-
+from laai.vocabulary import KINDS, POSITIONS, STRATEGIES, STYLES
 
 Parsers = Any  # argparse's own class for this has a private name
 
@@ -54,12 +37,7 @@ def add_model_options(parser: Any, default: str | None = "default") -> None:
 def add_columns(parser: Any, option: str = "columns", of: str = "") -> None:
     """How a file or hub data set names what we call input, output, choices, label, split and test_split.
 
-    And `instruction`, a text, for any task.
-
-    Args:
-        parser: gets the option.
-        option: its name.
-        of: for the help, which data it is about.
+    And `instruction`, a text, for any task. `of`: for the help, which data the option is about.
     """
     parser.add_argument(
         f"--{option}",
@@ -76,3 +54,66 @@ def columns_of(options: Any, option: str = "columns") -> dict[str, str]:
     if bad := next(("".join(pair) for pair in pairs if not all(pair)), None):
         raise UserError(f"expected --{option} as FIELD=COLUMN, such as input=text, found {bad!r}")
     return {field: column for field, _, column in pairs}
+
+
+def add_samples(parser: Any, shared: str) -> None:
+    """Options of `trainer_of`, whose devices share what is named, which samples are read, and how they are shown."""
+    parser.add_argument(
+        "--devices", default="1", help=f"devices that share the {shared}: a number, or auto (default: 1)"
+    )
+    parser.add_argument(
+        "--num_nodes",
+        type=int,
+        default=1,
+        help="machines with so many devices each, as torchrun or SLURM starts them; an interrupted run starts anew",
+    )
+    parser.add_argument("--precision", default="32-true", help="Lightning's precision (default: 32-true)")
+    parser.add_argument("--samples", type=int, default=50, help="source samples (default: 50)")
+    parser.add_argument("--shots", type=int, default=5, help="demonstrations in each few-shot prompt (default: 5)")
+    parser.add_argument("--select", choices=STRATEGIES, default="random", help="choice of samples (default: random)")
+    parser.add_argument(
+        "--encoder", help="sentence encoder by which --select compares samples (default: the model itself)"
+    )
+    parser.add_argument("--kind", choices=KINDS, default="difference", help="few_shot: without subtracting (ablation)")
+    parser.add_argument(
+        "--positions", choices=POSITIONS, default="last_prompt", help="tokens that are steered (default: last_prompt)"
+    )
+    parser.add_argument("--preserve_norm", action="store_true", help="steering will leave each activation's norm")
+    parser.add_argument("--batch_size", type=int, default=16, help="samples read at a time (default: 16)")
+    parser.add_argument("--shared_shots", action="store_true", help="the same demonstrations for all samples: faster")
+    parser.add_argument("--from_selected", action="store_true", help="demonstrations from the chosen samples alone")
+    parser.add_argument("--style", choices=STYLES, default="plain", help="prompt style (default: plain)")
+    parser.add_argument("--seed", type=int, default=0, help="draws samples and demonstrations (default: 0)")
+
+
+def samples_of(options: Any) -> dict[str, Any]:
+    """Those options as arguments of `cast.extract`.
+
+    Raises:
+        UserError: an encoder that the choice of samples has no use for.
+    """
+    from cast.extraction import check_encoder
+
+    check_encoder(options.encoder, options.select)
+    names = ["samples", "shots", "encoder", "kind", "positions", "preserve_norm", "batch_size"]
+    names += ["shared_shots", "from_selected", "style", "seed"]
+    return {name: getattr(options, name) for name in names} | {"strategy": options.select}
+
+
+def read_vectors(options: Any) -> Any:
+    """What steers; settles the prompt style that is not given: the one in its training, or its extraction."""
+    from laai.steering import load
+
+    intervention = load(options.intervention)
+    options.style = options.style or intervention.provenance.prompt_style or "plain"
+    return intervention
+
+
+def load_both(options: Any, intervention: Any) -> tuple[Any, Any]:
+    """The model and the intervention, at the wanted scale, checked against each other."""
+    from laai.models import load_model
+    from laai.steering import check_fits
+
+    model = load_model(options.base_model or intervention.provenance.base_model or "default", dtype=options.dtype)
+    check_fits(intervention, model, options.intervention)
+    return model, options.scale * intervention

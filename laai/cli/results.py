@@ -8,22 +8,22 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 
-from cast.extraction import best_scale
-from laai.evaluation import Arm, answers_markdown, evaluate_arms, markdown_table, print_table, write_results
+from laai.compare import compare
+from laai.evaluation import Evaluation, answers_markdown, markdown_table, print_table, write_results
 from laai.learn import LAAIModule, layer_effects, log_effects
 from laai.models import peak_megabytes
 from laai.runtime import log_outcome, log_texts
 from laai.steering import Intervention
 
 
-def methods_of(module: LAAIModule, learned: Intervention) -> list[Arm]:
-    """What the learned vectors are tested beside: prompts without and with the same examples, and their CAST vector."""
-    model, data = module.language_model, module.data
-    methods = [Arm("zero-shot"), Arm("few-shot", demonstrations=data.splits.train)]
+def measured(trainer: pl.Trainer, module: LAAIModule, learned: Intervention) -> list[Evaluation]:
+    """The learned vectors beside prompts without and with the same examples, and their CAST vector."""
+    data, made = module.data, {"laai": learned}
+    methods = ["zero-shot", "few-shot", "laai"]
     if data.num_examples > 1 or module.recipe.init == "cast" or module.recipe.sources not in (["auto"], ["own"]):
-        vector = module.cast_vector().select(learned.layers)
-        methods.append(Arm("cast", best_scale(model, vector, data.prompts, engine=module.engine) * vector))
-    return [*methods, Arm("laai", learned)]
+        made["own"] = module.cast_vector().select(learned.layers)
+        methods.insert(2, "cast")
+    return compare(module.language_model, data, methods, made=made, trainer=trainer, engine=module.engine)
 
 
 def finish(trainer: pl.Trainer, module: LAAIModule, fit_seconds: float) -> None:
@@ -39,7 +39,7 @@ def finish(trainer: pl.Trainer, module: LAAIModule, fit_seconds: float) -> None:
     module.steered.detach()
     model.to(device)  # the trainer has put it on the CPU
     log_effects(trainer, layer_effects(module.engine, learned.to(device), data.prompts))
-    tests = evaluate_arms(trainer, model, data, methods_of(module, learned), module.engine)
+    tests = measured(trainer, module, learned)
     rows = [test.scores for test in tests if test.scores is not None]
     if not writes:
         return

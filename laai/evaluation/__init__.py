@@ -1,6 +1,6 @@
 """What a model is worth on a task: answers, likelihoods and choices, their metrics, and tables of them.
 
-`measure` takes the model as it is, steered or not; `evaluate_arms` puts arms side by side through Lightning's test loop.
+`measure` takes the model as it is, steered or not; `evaluate_arms` puts arms side by side in Lightning's test loop.
 Below it the engine runs what is asked; learning validates by it, and transfers, studies and commands report by it.
 """
 
@@ -10,6 +10,7 @@ from laai.evaluation.metrics import (
     Interval,
     bootstrap_interval,
     calibrated_choices,
+    label_offsets,
     paired_interval,
     share_interval,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "calibrated_choices",
     "choose_options",
     "evaluate_arms",
+    "label_offsets",
     "markdown_table",
     "measure",
     "paired_interval",

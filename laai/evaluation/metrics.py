@@ -43,10 +43,25 @@ def forced_choice(option_nlls: Sequence[float], option_lengths: Sequence[int] | 
     return -1 if any(map(math.isnan, scores)) else scores.index(min(scores))
 
 
-def calibrated_choices(option_nlls: Tensor) -> Tensor:
-    """Forced choice without the model's leaning to some labels (batch calibration, 2309.17249): no label is needed.
+MEAN_FLOOR = 1e-3
+"""An option's mean probability that is not told from less: what never is likely is not to be blown up without end."""
 
-    From each option's log-probability among the options that of the average query is taken off.
+
+def label_offsets(logits: Tensor) -> Tensor:
+    """(labels,) that, added to logits (examples, labels), make all labels about equally likely over the examples.
+
+    Minus the logarithm of each label's mean probability (batch calibration, 2309.17249), less the mean over labels.
+    Examples on which the model overflows are left out; zeros if it does on all.
+    """
+    logits = logits[logits.isfinite().all(dim=-1)]
+    if not len(logits):
+        return logits.new_zeros(logits.shape[1])
+    found = -logits.double().softmax(dim=-1).mean(dim=0).clamp_min(MEAN_FLOOR).log()
+    return (found - found.mean()).to(logits.dtype)
+
+
+def calibrated_choices(option_nlls: Tensor) -> Tensor:
+    """Forced choice without the model's leaning to some labels, by `label_offsets`: no label is needed.
 
     Args:
         option_nlls: (queries, options) summed negative log-likelihoods; the same options for all queries.
@@ -54,8 +69,8 @@ def calibrated_choices(option_nlls: Tensor) -> Tensor:
     Returns:
         (queries,) indices of the likeliest options.
     """
-    likely = (-option_nlls.double()).softmax(dim=-1)
-    return (likely / likely.mean(dim=0).clamp_min(1e-30)).argmax(dim=-1)
+    logits = -option_nlls.double()
+    return (logits + label_offsets(logits)).argmax(dim=-1)
 
 
 def bootstrap_interval(values: Tensor, resamples: int = 2000, seed: int = 0) -> Interval:

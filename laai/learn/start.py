@@ -11,7 +11,7 @@ from laai.learn.recipe import Recipe
 from laai.models import LanguageModel
 from laai.runtime import FewShotDataModule
 from laai.steering import Intervention, check_fits
-from laai.tasks import Task, apart, load_task, without
+from laai.tasks import Task, excluding, load_task, without
 
 SEVERAL = (
     *("antonym", "capital-country", "country-capital", "country-language"),
@@ -37,7 +37,7 @@ def source_tasks(recipe: Recipe, data: FewShotDataModule, cast: CastStart) -> li
     held_out = {example.input for example in (*data.splits.test, *data.splits.validation)}
     if recipe.sources == ["auto"] and data.num_examples == 1:
         tasks = [load_task(name) for name in others_of(data.task.name)]
-        tasks = [task for task in tasks if len(apart(task.examples, held_out)) > cast.shots][:4]
+        tasks = [task for task in tasks if len(excluding(task.examples, held_out)) > cast.shots][:4]
     else:
         tasks = [] if recipe.sources in (["own"], ["auto"]) else [load_task(name) for name in recipe.sources]
     return [without(task, held_out) for task in tasks]

@@ -71,7 +71,7 @@ class Task:
         if self.test_examples is not None:
             _check(f"{self.name}, test set", self.test_examples)
             held_out = [example.input for example in self.test_examples]
-            object.__setattr__(self, "examples", tuple(apart(self.examples, held_out)))
+            object.__setattr__(self, "examples", tuple(excluding(self.examples, held_out)))
         if len(self.examples) < 2:
             beyond = "" if self.test_examples is None else " outside its test set"
             raise UserError(
@@ -112,12 +112,12 @@ class Task:
             held_out = _shuffled(self.test_examples or (), key)[:test]
         else:
             pool, held_out = _cut(pool, test or 0)
-            pool = apart(pool, [example.input for example in held_out])
+            pool = excluding(pool, [example.input for example in held_out])
         pool, validated = _cut(pool, validation)
-        pool = apart(pool, [example.input for example in validated])
+        pool = excluding(pool, [example.input for example in validated])
         train = _balanced(pool, num_examples, key) if self._shares_choices() else pool[:num_examples]
         if not given and test is None:
-            held_out = apart(pool, [example.input for example in train])
+            held_out = excluding(pool, [example.input for example in train])
         if len(train) < num_examples or len(validated) < validation or (test is None and not held_out):
             raise UserError(
                 f"task {self.name}: too few examples whose inputs differ in more than case and spaces for "
@@ -160,7 +160,7 @@ def _check(name: str, examples: Iterable[Example]) -> None:
             if unreadable(text):
                 raise UserError(f"{where}: {field} {short(text)} holds half of a surrogate pair; mend the text")
         if example.input in seen:
-            raise UserError(f"{where}: input {short(example.input)} occurs twice; drop one, see laai.repeats.dedupe")
+            raise UserError(f"{where}: input {short(example.input)} occurs twice; drop one, see laai.tasks.repeats")
         seen.add(example.input)
         if example.choices is None:
             if example.label is not None:
@@ -181,7 +181,7 @@ def same_text(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def apart(examples: Iterable[Example], inputs: Iterable[str]) -> list[Example]:
+def excluding(examples: Iterable[Example], inputs: Iterable[str]) -> list[Example]:
     """The examples whose input is, but for case and spaces, none of these."""
     seen = set(map(same_text, inputs))
     return [example for example in examples if same_text(example.input) not in seen]
@@ -232,7 +232,7 @@ def without(task: Task, inputs: set[str]) -> Task:
     Raises:
         UserError: fewer than two examples are left.
     """
-    left = tuple(apart(task.examples, inputs))
+    left = tuple(excluding(task.examples, inputs))
     if len(left) < 2:
         raise UserError(
             f"expected source examples that are not tested, found {len(left)} in {task.name}: give it more, or the "

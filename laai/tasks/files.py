@@ -14,7 +14,7 @@ from laai.tasks.examples import Example, Task
 from laai.tasks.repeats import dedupe
 from laai.tasks.rows import check_columns, checked_text, describe, to_example
 
-Placed = tuple[str, object]  # where a row is from, for errors, and the row
+Located = tuple[str, object]  # where a row is from, for errors, and the row
 
 
 TEXT_FIELDS = ("instruction", "input_prefix", "answer_prefix", "source", "licence", "language")
@@ -86,7 +86,7 @@ def _index(folder: Path) -> tuple[dict[str, object], Path]:
 
 
 def _examples(
-    rows: Iterator[Placed], columns: Mapping[str, str], path: Path, fields: Mapping[str, object], least: int = 2
+    rows: Iterator[Located], columns: Mapping[str, str], path: Path, fields: Mapping[str, object], least: int = 2
 ) -> list[Example]:
     """The examples of one file, each input once, at least so many."""
     given = fields.get("choices")
@@ -146,7 +146,7 @@ def _parse_json(text: str, where: str, line: int = 0) -> object:
         raise UserError(f"{where}: not usable JSON ({error}); simplify it") from error
 
 
-def _list_rows(value: object, text: str, path: Path) -> Iterator[Placed]:
+def _list_rows(value: object, text: str, path: Path) -> Iterator[Located]:
     """The entries of a JSON list with their lines, and their numbers as a file may be one long line."""
     if not isinstance(value, list):
         cure = 'expected a list of {"input": "…", "output": "…"}, or an object with that list as "examples"'
@@ -161,14 +161,14 @@ def _list_rows(value: object, text: str, path: Path) -> Iterator[Placed]:
         position = decoder.raw_decode(text, position)[1]
 
 
-def _table_rows(value: object, path: Path) -> Iterator[Placed]:
+def _table_rows(value: object, path: Path) -> Iterator[Located]:
     """The entries of a table's "examples", which have numbers for places."""
     if not isinstance(value, list):
         raise UserError(f'{path}: "examples" is {describe(value)}; expected a list')
     yield from ((f"{path}, entry {number} of examples", item) for number, item in enumerate(value, 1))
 
 
-def _jsonl_rows(text: str, path: Path) -> Iterator[Placed]:
+def _jsonl_rows(text: str, path: Path) -> Iterator[Located]:
     """The objects of a JSONL text, blank lines left out."""
     # Only \n ends a line: splitlines would also cut at separators that JSON allows inside strings.
     for number, line in enumerate(text.split("\n"), 1):
@@ -177,7 +177,7 @@ def _jsonl_rows(text: str, path: Path) -> Iterator[Placed]:
             yield where, _parse_json(line, where, number)
 
 
-def _csv_rows(text: str, path: Path) -> Iterator[Placed]:
+def _csv_rows(text: str, path: Path) -> Iterator[Located]:
     """The rows of a CSV text with a header, blank lines left out."""
     rows = _csv_records(text, path)
     where, header = next(rows)

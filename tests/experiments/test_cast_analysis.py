@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cast.transfers.choice import Choice
+from cast.transfers.choice import Placement
 from laai.errors import UserError
 from laai.steering.ridge import RidgeMap
 
@@ -72,7 +72,7 @@ def test_every_variant_is_another_vector(analysis, tiny, monkeypatch):
     options = argparse.Namespace(samples=4, shots=2, queries=4, development=4, pool=30, data=None)
     options.pairs = ["antonym:synonym", "word-sentiment:country-region", "country-capital:country-language"]
     study = studies.Parts(tiny, options)
-    here = Choice((0, 1, 2), 1.0, True, 0.1, 0.0, 0.2, None, 4)
+    here = Placement((0, 1, 2), 1.0, True, 0.1, 0.0, 0.2, None, 4)
     monkeypatch.setattr(study, "choice", lambda *given: tried.append(given[-1]) or here)
     monkeypatch.setattr(study, "under", lambda steering, *_, choices: {"steering": steering})
     parted = dataclasses.replace(here, layers=(0, 2), factors=(1.0, 0.5))

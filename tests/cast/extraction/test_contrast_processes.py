@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from laai.cli.commands import main
+from laai.cli.main import main
 from laai.steering.intervention import Intervention
 from tests.forked import torchrun_place
 

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from cast.extraction import calibration as module
-from cast.extraction.calibration import CLOSE, first_tokens, label_prior, offsets, reach, with_label_prior
-from cast.transfers.place import choose_place
+from cast.extraction.calibration import CLOSE, first_tokens, label_prior, reach, with_label_prior
+from cast.transfers.search import choose_placement
+from laai.evaluation import metrics
 from laai.evaluation.measuring import choose_options
+from laai.evaluation.metrics import label_offsets
 from laai.prompts.templates import Template
 from laai.steering.intervention import Intervention
 from laai.tasks.examples import Example, Task
@@ -35,10 +37,10 @@ def logits_by_hand(model, template, examples, steering, ids):
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
-def test_labels_are_shifted_by_the_offsets(character_model, letter_task, monkeypatch, name, scale):
+def test_labels_are_shifted_by_the_label_offsets(character_model, letter_task, monkeypatch, name, scale):
     model, ids = character_model(name), [4, 9]
     monkeypatch.setattr(module, "first_tokens", lambda *_: ids)  # letter by letter all answers begin with a space
-    monkeypatch.setattr(module, "MEAN_FLOOR", 0.2)
+    monkeypatch.setattr(metrics, "MEAN_FLOOR", 0.2)
     examples = [e for e in letter_task.examples if e.choices]
     options = examples[0].choices
     examples = [replace(e, choices=options, output=options[0], label=0) for e in examples]
@@ -48,14 +50,14 @@ def test_labels_are_shifted_by_the_offsets(character_model, letter_task, monkeyp
     prior = label_prior(model, vector, template, examples)
     plain = logits_by_hand(model, template, examples, vector, ids)
     change = (logits_by_hand(model, template, examples, vector + prior, ids) - plain).mean(dim=0)
-    wanted = offsets(plain)
+    wanted = label_offsets(plain)
     torch.testing.assert_close(change - change.mean(), wanted, rtol=0.03, atol=0.02)
     assert wanted.abs().min() > 0.01
     assert list(prior.provenance.label_prior.values()) == pytest.approx(wanted.tolist(), abs=1e-3)
 
 
 def test_labels_become_equally_likely(tiny, task, monkeypatch):
-    monkeypatch.setattr(module, "MEAN_FLOOR", 0.02)  # what the final norm of so small a model lets through
+    monkeypatch.setattr(metrics, "MEAN_FLOOR", 0.02)  # what the final norm of so small a model lets through
     template, vector = Template(tiny.tokenizer, task), Intervention.random(tiny, "heads", range(3), norm=2.0, seed=3)
     both = with_label_prior(tiny, 0.5 * vector, template, task.examples)
     assert both.sites == ["heads", "residual"]
@@ -77,7 +79,7 @@ def test_labels_become_equally_likely(tiny, task, monkeypatch):
 
 def test_no_query_loses_its_likeliest_label_to_other_words(tiny, task, monkeypatch):
     """Lowering the label that the model leans to, alone, would."""
-    monkeypatch.setattr(module, "MEAN_FLOOR", 0.02)
+    monkeypatch.setattr(metrics, "MEAN_FLOOR", 0.02)
     template, vector = Template(tiny.tokenizer, task), Intervention.random(tiny, "heads", range(3), norm=2.0, seed=3)
     ids = first_tokens(template, task.examples)
 
@@ -107,10 +109,10 @@ def test_where_it_cannot_serve(tiny, task, word_task):
 
 def test_offsets():
     logits = torch.tensor([[0.9, 0.1], [0.7, 0.3]]).log()
-    found = offsets(logits)
+    found = label_offsets(logits)
     torch.testing.assert_close(found[1] - found[0], torch.tensor(4.0).log())
     assert found.sum().abs() < 1e-6
-    assert offsets(torch.tensor([[0.0, -100.0]])).max() < 4, "what is never likely is not blown up"
+    assert label_offsets(torch.tensor([[0.0, -100.0]])).max() < 4, "what is never likely is not blown up"
 
 
 def test_examples_on_which_the_model_overflows_are_left_out(tiny, word_task):
@@ -125,14 +127,14 @@ def test_examples_on_which_the_model_overflows_are_left_out(tiny, word_task):
     )
     try:
         found, none = (label_prior(tiny, vector, template, shown) for shown in (examples, examples[:1]))
-        choice = choose_place(tiny, vector, template, examples, progress=False)
+        choice = choose_placement(tiny, vector, template, examples, progress=False)
     finally:
         handle.remove()
     assert none is None
     expected = label_prior(tiny, vector, template, examples[1:])
     assert found.provenance.label_prior == pytest.approx(expected.provenance.label_prior, abs=1e-3)
     torch.testing.assert_close(found["residual", 2], expected["residual", 2], rtol=1e-3, atol=1e-4)
-    kept = choose_place(tiny, vector, template, examples[1:], progress=False)
+    kept = choose_placement(tiny, vector, template, examples[1:], progress=False)
     assert (choice.layers, choice.scale, choice.examples) == (kept.layers, kept.scale, 7)
     assert choice.gain == pytest.approx(kept.gain, rel=1e-3)
     assert choice.choice_gain == pytest.approx(kept.choice_gain, abs=1e-4)

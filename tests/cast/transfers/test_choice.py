@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from cast.extraction.calibration import label_prior
-from cast.transfers.choice import LONGEST, Choice, Grid, choose, grid, places_of, right_options, whole_answers
-from cast.transfers.place import choose_place
+from cast.extraction.scale import LONGEST_ANSWER, answer_scores
+from cast.transfers.choice import Grid, Placement, choose, grid, places_of, right_options
 from cast.transfers.report import said_of
+from cast.transfers.search import choose_placement
 from laai.errors import UserError
 from laai.evaluation.measuring import measure
 from laai.prompts.batches import Prompt
@@ -57,7 +58,7 @@ def test_options_of_unequal_number(character_model, letter_task):
     likeliest = [share > 1 / 2 for share in right.tolist()]  # all have two options
     assert likeliest == [m.choice_sum for m in measured if m.choice_sum is not None]
     assert len(right) == 8
-    choice = choose_place(model, vector, template, letter_task.examples, progress=False)
+    choice = choose_placement(model, vector, template, letter_task.examples, progress=False)
     assert (choice.examples, choice.choice_gain is None) == (12, False)
 
 
@@ -166,9 +167,9 @@ def test_a_sure_gain_may_be_too_small_to_help():
 
 def test_long_answers_can_be_told_apart():
     """Forty tokens at 3.0 nats each, or 2.7: fp32 knows neither probability."""
-    prompts = [Prompt((1,), (2, *range(count))) for count in (40, 40, LONGEST, 3)]
+    prompts = [Prompt((1,), (2, *range(count))) for count in (40, 40, LONGEST_ANSWER, 3)]
     nll = torch.tensor([[[3.0, 3.0, 3.0, 3.0]], [[2.7, 2.7, 3.0, 3.0]]])
-    found = whole_answers(nll, prompts)
+    found = answer_scores(nll, prompts, "probability")
     assert found[0, 0].log() == pytest.approx([-72, -72, -72, -9])
     assert found[1, 0].log() == pytest.approx([-64.8, -64.8, -72, -9])
     better = torch.stack([found[0], found[1]], dim=1)[:, :, :2]  # no vector, a vector
@@ -186,7 +187,7 @@ def test_places(tiny):
 
 
 def test_the_chosen_part_at_its_scale(tiny, vector):
-    chosen = Choice((0, 2), 0.5, True, 1.0, 0.5, 1.5, None, 4)
+    chosen = Placement((0, 2), 0.5, True, 1.0, 0.5, 1.5, None, 4)
     part = chosen.of(vector)
     assert (part.layers, part.scale) == ([0, 2], 0.5)
     assert torch.equal(part["residual", 2], vector["residual", 2])
@@ -206,11 +207,11 @@ def test_strong_scales_that_cost_knowledge_do_not_hide_a_milder_one():
 
 
 def test_a_choice_is_told_in_a_line():
-    found = Choice((2, 3, 4), 0.5, True, 0.25, 0.1, 0.4, None, 12)
+    found = Placement((2, 3, 4), 0.5, True, 0.25, 0.1, 0.4, None, 12)
     line = "layers 2 to 4, scale 0.5, chosen on 12 examples of the target"
     assert said_of(found, "target") == f"{line} (probability of the right answer +0.250, +0.100 to +0.400)"
-    one = Choice((7,), 1.0, False, 0.25, 0.1, 0.4, -0.03, 12, site="residual")
+    one = Placement((7,), 1.0, False, 0.25, 0.1, 0.4, -0.03, 12, site="residual")
     assert said_of(one, "source").startswith("layer 7 at residual, scale 1, chosen on 12 examples of the source")
     assert "among the options -0.030" in said_of(one, "source")
-    nothing = Choice((0, 1), 0.0, False, 0.0, 0.0, 0.0, 0.0, 12)
+    nothing = Placement((0, 1), 0.0, False, 0.0, 0.0, 0.0, 0.0, 12)
     assert said_of(nothing, "target").startswith("no vector: ")

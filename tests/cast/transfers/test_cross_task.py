@@ -11,13 +11,17 @@ import torch
 
 from cast.extraction.mixing import centred, combined, own_seed
 from cast.extraction.vectors import extract
-from cast.transfers import cross_task as module
-from cast.transfers.cross_task import BASELINES, transfer, weighted
+from cast.transfers import baselines, course
+from cast.transfers.baselines import BASELINES
+from cast.transfers.cross_task import transfer
+from cast.transfers.draws import weighted
 from laai.errors import UserError
 from laai.prompts import demonstrations as cross_task_prompt
 from laai.prompts.templates import Template
 from laai.runtime.data import FewShotDataModule
-from laai.tasks.examples import Example, Task
+from laai.steering.provenance import unseen
+from laai.tasks.examples import Example, Task, without
+from laai.tasks.loading import load_task
 
 SMALL = {"samples": 6, "shots": 2, "development": 5, "test": 6, "progress": False}
 
@@ -74,8 +78,8 @@ def test_the_answer_can_be_steered_too(tiny, word_task, other_task):
 
 
 def test_a_scale_for_each_part_of_the_layers_on_demand(tiny, word_task, other_task, monkeypatch):
-    asked, real = [], module.choose_place
-    monkeypatch.setattr(module, "choose_place", lambda *a, **k: (asked.append(k["by_layer"]), real(*a, **k))[1])
+    asked, real = [], course.choose_placement
+    monkeypatch.setattr(course, "choose_placement", lambda *a, **k: (asked.append(k["by_layer"]), real(*a, **k))[1])
     options = {"site": "heads", "baselines": [], "refuse": False, **SMALL}
     whole, parts = (transfer(tiny, other_task, word_task, by_layer=by_layer, **options) for by_layer in (False, True))
     assert asked == [False, True]
@@ -130,7 +134,7 @@ def test_a_few_shot_prompt_that_does_not_fit_shows_less(tiny, word_task, monkeyp
             warnings.simplefilter("always")
             assert len(cross_task_prompt.fitting_own(tiny, template, tuple(shots), [query])) == count
         assert any("few-shot " in str(warning.message) for warning in told) is (count < 5)
-    monkeypatch.setattr(module, "fitting_own", lambda *_: ())
+    monkeypatch.setattr(baselines, "fitting_own", lambda *_: ())
     found = transfer(tiny, word_task, word_task, **(SMALL | options))
     assert [row.method for row in found.scores] == ["cast"], "the others are measured all the same"
 
@@ -154,15 +158,15 @@ def test_case_and_spaces_make_no_other_input(word_task):
         word_task, examples=tuple(dataclasses.replace(e, input=f" {e.input.upper()}") for e in word_task.examples)
     )
     inputs = {e.input for e in word_task.examples}
-    assert len(module.without(shouted, set(list(inputs)[:30])).examples) == len(inputs) - 30
+    assert len(without(shouted, set(list(inputs)[:30])).examples) == len(inputs) - 30
     with pytest.raises(UserError, match="source examples that are not tested, found 0 in colours"):
-        module.without(shouted, inputs)
+        without(shouted, inputs)
 
 
 def test_what_is_tested_is_no_source(tiny, word_task, monkeypatch):
     """A task may be its own source; its queries, and those that the choice is made on, are kept out."""
-    pools, real = [], module.extract
-    monkeypatch.setattr(module, "extract", lambda model, task, **o: (pools.append(task), real(model, task, **o))[1])
+    pools, real = [], course.extract
+    monkeypatch.setattr(course, "extract", lambda model, task, **o: (pools.append(task), real(model, task, **o))[1])
     for development in (5, 0):
         found = transfer(tiny, word_task, word_task, baselines=(), **(SMALL | {"development": development}))
         (pool,) = pools
@@ -174,7 +178,7 @@ def test_what_is_tested_is_no_source(tiny, word_task, monkeypatch):
 
 
 def test_a_source_too_small_to_choose_on_is_refused_at_once(tiny, word_task, other_task, monkeypatch):
-    monkeypatch.setattr(module, "extract", lambda *_, **__: pytest.fail("something was extracted"))
+    monkeypatch.setattr(course, "extract", lambda *_, **__: pytest.fail("something was extracted"))
     few = dataclasses.replace(other_task, examples=other_task.examples[:14])
     with pytest.raises(UserError, match=r"expected 15 examples of kinds or more.*found 14: give it more, or --dev"):
         transfer(tiny, few, word_task, **(SMALL | {"development": 0}))
@@ -182,8 +186,8 @@ def test_a_source_too_small_to_choose_on_is_refused_at_once(tiny, word_task, oth
 
 def test_what_is_tested_is_in_no_mean_that_is_taken_off(tiny, word_task, other_task, monkeypatch):
     """Tasks of `centre` may be the target, or the source that the choice is made on."""
-    pools, real = [], module.extract
-    monkeypatch.setattr(module, "extract", lambda model, task, **o: (pools.append(task), real(model, task, **o))[1])
+    pools, real = [], course.extract
+    monkeypatch.setattr(course, "extract", lambda model, task, **o: (pools.append(task), real(model, task, **o))[1])
     for development in (5, 0):
         pools.clear()
         options = SMALL | {"development": development, "samples": 3, "baselines": (), "refuse": False}
@@ -196,17 +200,17 @@ def test_what_is_tested_is_in_no_mean_that_is_taken_off(tiny, word_task, other_t
 
 
 def test_a_vector_that_does_not_help_is_refused(tiny, word_task, other_task, monkeypatch):
-    sizes, real = [], module.choose_place
+    sizes, real = [], course.choose_placement
     monkeypatch.setattr(
-        module, "choose_place", lambda *a, **k: dataclasses.replace(real(*a, **k), helps=False, scale=1.0)
+        course, "choose_placement", lambda *a, **k: dataclasses.replace(real(*a, **k), helps=False, scale=1.0)
     )
     refused = transfer(tiny, other_task, word_task, baselines=["zero-shot"], **SMALL)
     applied = transfer(tiny, other_task, word_task, baselines=["zero-shot"], refuse=False, **SMALL)
     assert (refused.refused, applied.refused) == (True, False)
-    assert (refused.vector.provenance.refused, applied.vector.provenance.refused) == (True, False)
+    assert (refused.vector.metadata["refused"], applied.vector.metadata["refused"]) == (True, False)
     data = FewShotDataModule(word_task, SMALL["shots"], validation=SMALL["development"], test=SMALL["test"])
-    assert applied.vector.provenance.unseen(data.splits.validation) == (), "the place was chosen on them"
-    assert applied.vector.provenance.unseen(data.splits.test) == data.splits.test
+    assert unseen(data.splits.validation, applied.vector.metadata) == (), "the place was chosen on them"
+    assert unseen(data.splits.test, applied.vector.metadata) == data.splits.test
     for found in (refused, applied):
         zero, cast = found.scores
         sizes.append(abs(cast.nll - zero.nll))
@@ -214,9 +218,9 @@ def test_a_vector_that_does_not_help_is_refused(tiny, word_task, other_task, mon
 
 
 def test_the_rule_is_the_same_for_random_samples(tiny, word_task, other_task, monkeypatch):
-    real = module.choose_place
+    real = course.choose_placement
     monkeypatch.setattr(
-        module, "choose_place", lambda *a, **k: dataclasses.replace(real(*a, **k), helps=False, scale=1.0)
+        course, "choose_placement", lambda *a, **k: dataclasses.replace(real(*a, **k), helps=False, scale=1.0)
     )
     options = {"baselines": ["zero-shot", "random samples"], "strategy": "k_center", **SMALL}
     zero, cast, random = transfer(tiny, other_task, word_task, **options).scores
@@ -230,7 +234,7 @@ def test_weights_combine_vectors(tiny, word_task, other_task):
     both = combined([one, two], [0.75, 0.25])
     for key, vector in both.items():
         torch.testing.assert_close(vector.detach(), 0.75 * one[key].detach() + 0.25 * two[key].detach())
-    assert [part["source"] for part in both.provenance.cast["combined"]] == ["colours", "kinds"]
+    assert [part["source"] for part in both.metadata["cast"]["combined"]] == ["colours", "kinds"]
 
 
 def test_combined_and_centred_vectors_keep_the_style(tiny, word_task, other_task):
@@ -238,7 +242,7 @@ def test_combined_and_centred_vectors_keep_the_style(tiny, word_task, other_task
     options = {"samples": 4, "shots": 2, "progress": False, "style": "chat"}
     both = combined([extract(tiny, task, **options) for task in (word_task, other_task)], [0.75, 0.25])
     for found in (both, centred(both, [extract(tiny, other_task, **options)])):
-        assert found.provenance.cast["style"] == "chat"
+        assert found.metadata["cast"]["style"] == "chat"
 
 
 def test_centring_takes_off_the_mean_of_tasks(tiny, word_task, other_task):
@@ -247,7 +251,7 @@ def test_centring_takes_off_the_mean_of_tasks(tiny, word_task, other_task):
     found = centred(2.0 * one, [one, 3.0 * two])
     for key, vector in found.items():
         torch.testing.assert_close(vector.detach(), 1.5 * one[key].detach() - 1.5 * two[key].detach())
-    made = found.provenance.cast
+    made = found.metadata["cast"]
     assert (made["source"], [other["source"] for other in made["centred_on"]]) == ("colours", ["colours", "kinds"])
     steered = transfer(
         tiny, other_task, word_task, centre=[other_task], baselines=(), refuse=False, calibrate=False, **SMALL
@@ -270,7 +274,7 @@ def test_sources_by_name_and_weight(word_file):
 
 def test_a_task_is_given_once(tiny, word_task):
     equal = dataclasses.replace(word_task)
-    for twice in (["antonym", "antonym"], [word_task, equal], {"antonym": 1.0, module.load_task("antonym"): 2.0}):
+    for twice in (["antonym", "antonym"], [word_task, equal], {"antonym": 1.0, load_task("antonym"): 2.0}):
         with pytest.raises(UserError, match=r"expected each task once, found '(antonym|colours)' twice"):
             weighted(twice)
     # What sets two tasks apart may be what is held out.
@@ -282,10 +286,10 @@ def test_a_task_is_given_once(tiny, word_task):
 
 
 def test_a_transfer_draws_a_control_of_its_own(tiny, word_task, other_task, monkeypatch):
-    seeds, real = [], module.of_equal_norm
-    monkeypatch.setattr(module, "of_equal_norm", lambda m, v, seed: (seeds.append(seed), real(m, v, seed))[1])
-    always = module.choose_place
-    monkeypatch.setattr(module, "choose_place", lambda *a, **k: dataclasses.replace(always(*a, **k), scale=1.0))
+    seeds, real = [], baselines.of_equal_norm
+    monkeypatch.setattr(baselines, "of_equal_norm", lambda m, v, seed: (seeds.append(seed), real(m, v, seed))[1])
+    always = course.choose_placement
+    monkeypatch.setattr(course, "choose_placement", lambda *a, **k: dataclasses.replace(always(*a, **k), scale=1.0))
     for source, seed in ((other_task, 0), (other_task, 1), (dataclasses.replace(other_task, name="other"), 0)):
         transfer(tiny, source, word_task, baselines=["random direction"], seed=seed, **SMALL)
     assert seeds == [own_seed(seed, word_task.name, name) for seed, name in ((0, "kinds"), (1, "kinds"), (0, "other"))]

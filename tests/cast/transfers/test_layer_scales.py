@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import cast.transfers.layer_scales as module
-from cast.transfers.choice import Choice, choose, grid
+from cast.transfers.choice import Placement, choose, grid
 from cast.transfers.layer_scales import scale_by_layer
-from cast.transfers.place import choose_place
+from cast.transfers.search import choose_placement
 from laai.engine import Engine, answer_nll
 from laai.engine.sweep import SweepScores
 from laai.prompts.batches import collate
@@ -51,7 +51,7 @@ def vector(tiny):
 
 
 def here(layers, scale, **more):
-    return dataclasses.replace(Choice(layers, scale, False, 0.0, 0.0, 0.0, None, 6), **more)
+    return dataclasses.replace(Placement(layers, scale, False, 0.0, 0.0, 0.0, None, 6), **more)
 
 
 def test_each_part_gets_the_scale_that_makes_answers_likeliest(tiny, template, vector):
@@ -113,8 +113,8 @@ def test_one_residual_layer_stays_as_it_is(tiny, template):
 
 def test_the_search_from_start_to_end(tiny, with_options, vector):
     options = {"scales": (0.5, 1.0), "progress": False}
-    plain = choose_place(tiny, vector, with_options, EXAMPLES, calibrate=False, **options)
-    found = choose_place(tiny, vector, with_options, EXAMPLES, calibrate=False, by_layer=True, **options)
+    plain = choose_placement(tiny, vector, with_options, EXAMPLES, calibrate=False, **options)
+    found = choose_placement(tiny, vector, with_options, EXAMPLES, calibrate=False, by_layer=True, **options)
     assert dataclasses.replace(plain, site=None) == choose(
         grid(tiny, vector, with_options, EXAMPLES, **options),
         module.right_options(tiny, vector, with_options, EXAMPLES),

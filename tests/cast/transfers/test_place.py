@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from cast.extraction.calibration import label_prior, with_label_prior
-from cast.transfers.choice import Choice
-from cast.transfers.place import choices_by_site, choose_place, likeliest
+from cast.transfers.choice import Placement
+from cast.transfers.search import choose_placement, likeliest, placements_by_site
 from laai.evaluation.measuring import measure
 from laai.prompts.templates import Template
 from laai.steering.intervention import Intervention
@@ -22,7 +22,7 @@ def test_of_two_sites_the_one_that_serves_better(tiny, word_task, loud, quiet):
     examples = [dataclasses.replace(e, choices=None, label=None) for e in word_task.examples[:6]]
 
     def chosen(vector):
-        return choose_place(tiny, vector, template, examples, scales=(0.5, 2.0), progress=False)
+        return choose_placement(tiny, vector, template, examples, scales=(0.5, 2.0), progress=False)
 
     draws = (Intervention.random(tiny, loud, range(3), norm=2.0, seed=seed) for seed in range(20))
     useful = next(draw for draw in draws if chosen(draw).gain > 0)
@@ -46,7 +46,7 @@ def test_the_gain_is_that_of_what_would_be_applied(tiny, word_task, calibrate):
     options = {"scales": (0.5, 2.0), "progress": False, "calibrate": calibrate}
     for seed in range(20):  # until a direction is of use
         vector = Intervention.random(tiny, "residual", range(3), norm=2.0, seed=seed)
-        (found,) = choices_by_site(tiny, vector, template, examples, **options).values()
+        (found,) = placements_by_site(tiny, vector, template, examples, **options).values()
         if found.scale:
             break
     bare = found.of(vector)
@@ -60,7 +60,7 @@ def test_the_gain_is_that_of_what_would_be_applied(tiny, word_task, calibrate):
 def test_no_vector_has_no_gain_and_no_prior(tiny, word_task):
     """A label prior alone is no gain of a vector's."""
     template, examples = Template(tiny.tokenizer, word_task), word_task.examples[:6]
-    found = choose_place(
+    found = choose_placement(
         tiny, Intervention.zeros(tiny, "residual", [1]), template, examples, scales=(1.0,), progress=False
     )
     assert (found.scale, found.gain, found.helps) == (0.0, 0.0, False)
@@ -68,8 +68,8 @@ def test_no_vector_has_no_gain_and_no_prior(tiny, word_task):
 
 def test_a_site_that_helps_goes_before_one_that_does_not():
     """Its gain on few examples may be the smaller one, and surer."""
-    unsure = Choice((0,), 1.0, False, gain=0.060, gain_low=-0.005, gain_high=0.13, choice_gain=None, examples=12)
-    sure = Choice((1,), 1.0, True, gain=0.055, gain_low=0.02, gain_high=0.09, choice_gain=None, examples=12)
+    unsure = Placement((0,), 1.0, False, gain=0.060, gain_low=-0.005, gain_high=0.13, choice_gain=None, examples=12)
+    sure = Placement((1,), 1.0, True, gain=0.055, gain_low=0.02, gain_high=0.09, choice_gain=None, examples=12)
     assert likeliest({"heads": unsure, "residual": sure}) is sure
     both = {"heads": dataclasses.replace(unsure, helps=True), "residual": sure}
     assert likeliest(both) is both["heads"], "of two that help the one with the larger gain"

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from cast.extraction.contrast import Contrast
-from cast.transfers import cross_task
-from cast.transfers.choice import Choice
+from cast.transfers import course
+from cast.transfers.choice import Placement
 from cast.transfers.report import refusal
-from laai.cli.commands import main
+from laai.cli.main import main
 from laai.errors import UserError
 from laai.files import check_output
 from laai.steering.intervention import Intervention
@@ -188,8 +188,8 @@ def test_an_interrupted_transfer_goes_on(a_transfer, tmp_path, monkeypatch, opti
 
 
 def test_a_transfer_says_what_it_read_and_what_it_gained(capsys, a_transfer, tmp_path, monkeypatch):
-    real = cross_task.choose_place
-    monkeypatch.setattr(cross_task, "choose_place", lambda *a, **k: dataclasses.replace(real(*a, **k), scale=1.0))
+    real = course.choose_placement
+    monkeypatch.setattr(course, "choose_placement", lambda *a, **k: dataclasses.replace(real(*a, **k), scale=1.0))
     main([*a_transfer, "--from_selected", "--always", "--json", "v.json"])
     out = " ".join(capsys.readouterr().out.split())
     assert ": 4 source samples, 4 labels" in out
@@ -211,8 +211,8 @@ def test_a_transfer_says_what_it_read_and_what_it_gained(capsys, a_transfer, tmp
 
 def test_no_vector_is_neither_applied_nor_written(capsys, a_transfer, tmp_path, monkeypatch):
     """Not with --always either: what would be left of it is a label prior."""
-    real, nothing = cross_task.choose_place, {"helps": False, "scale": 0.0}
-    monkeypatch.setattr(cross_task, "choose_place", lambda *a, **k: dataclasses.replace(real(*a, **k), **nothing))
+    real, nothing = course.choose_placement, {"helps": False, "scale": 0.0}
+    monkeypatch.setattr(course, "choose_placement", lambda *a, **k: dataclasses.replace(real(*a, **k), **nothing))
     main([*a_transfer, "--always", "--output", "v.safetensors", "--json", "v.json"])
     out = capsys.readouterr().out
     assert "not written: there is no vector" in out
@@ -225,9 +225,9 @@ def test_no_vector_is_neither_applied_nor_written(capsys, a_transfer, tmp_path, 
 
 @pytest.mark.parametrize("always", [False, True])
 def test_a_refused_vector_is_not_written(capsys, a_transfer, tmp_path, monkeypatch, always):
-    real = cross_task.choose_place
+    real = course.choose_placement
     unhelpful = {"helps": False, "scale": 1.0}
-    monkeypatch.setattr(cross_task, "choose_place", lambda *a, **k: dataclasses.replace(real(*a, **k), **unhelpful))
+    monkeypatch.setattr(course, "choose_placement", lambda *a, **k: dataclasses.replace(real(*a, **k), **unhelpful))
     main([*a_transfer, "--output", "v.safetensors", "--json", "v.json", *(["--always"] if always else [])])
     out = capsys.readouterr().out
     assert ("not applied and not written: " in out) is not always
@@ -277,7 +277,7 @@ def test_two_processes_transfer_what_one_does(a_transfer, tmp_path, capsys, monk
 
 
 def test_what_a_refusal_says():
-    weak, none = (Choice((0,), scale, False, 0.0, 0.0, 0.0, None, 9) for scale in (1.0, 0.0))
+    weak, none = (Placement((0,), scale, False, 0.0, 0.0, 0.0, None, 9) for scale in (1.0, 0.0))
     assert refusal(weak, wanted=True).endswith("(--always does both)")
     assert refusal(weak, wanted=False).startswith("not applied: ")
     few = dataclasses.replace(weak, examples=4)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import cast
-from laai.cli.commands import main
+from laai.cli.main import main
 from laai.steering.intervention import Intervention
 from laai.tasks.loading import builtin_tasks, load_task
 

@@ -10,6 +10,7 @@ import torch
 from laai.evaluation.metrics import (
     PerExample,
     bootstrap_interval,
+    calibrated_choices,
     exact_match,
     forced_choice,
     paired_interval,
@@ -164,3 +165,15 @@ def test_two_processes_equal_one(tmp_path):
         for worker in workers:
             worker.kill()
     assert outputs == [[expected] * 3] * 2
+
+
+def test_calibrated_choices_take_the_average_query_off():
+    """By hand, from each option's probability over its mean; what is never likely is not blown up."""
+    nlls = torch.rand(12, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 3.0, 2.0])
+    likely = (-nlls).softmax(-1)
+    expected = (likely / likely.mean(0)).argmax(-1)
+    assert calibrated_choices(nlls).tolist() == expected.tolist() != likely.argmax(-1).tolist()
+    never = torch.tensor([[0.1, 40.0], [0.1, 41.0]])
+    assert calibrated_choices(never).tolist() == [0, 0]
+    overflown = torch.cat([nlls, torch.full((1, 3), float("nan"))])
+    assert calibrated_choices(overflown)[:12].tolist() == expected.tolist()

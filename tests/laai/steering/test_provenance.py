@@ -12,7 +12,7 @@ import torch
 
 import cast
 import laai
-from laai.cli.commands import main
+from laai.cli.main import main
 from laai.errors import UserError
 from laai.prompts.templates import Template
 from laai.runtime.checkpoints import check_belongs

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from cast.extraction import with_label_prior
-from cast.transfers.choice import Choice, choose, grid, judged, right_options, whole_answers
+from cast.transfers.choice import Placement, choose, grid, judged, labelled, probabilities, right_options, rises
 from cast.transfers.layer_scales import scale_by_layer
 from laai.engine import Engine
 from laai.models import LanguageModel
@@ -17,19 +17,19 @@ from laai.tasks import Example
 from laai.vocabulary import Site
 
 
-def choose_place(
+def choose_placement(
     model: LanguageModel, vector: Intervention, template: Template, examples: Sequence[Example], **options: Any
-) -> Choice:
-    """The likeliest of `choices_by_site`, whose further arguments `options` are."""
-    return likeliest(choices_by_site(model, vector, template, examples, **options))
+) -> Placement:
+    """The likeliest of `placements_by_site`, whose further arguments `options` are."""
+    return likeliest(placements_by_site(model, vector, template, examples, **options))
 
 
-def likeliest(choices: Mapping[Site, Choice]) -> Choice:
-    """The choice of the site where the answers' probability rises most, of those that help if one does."""
-    return max(choices.values(), key=lambda choice: (choice.helps, choice.gain))
+def likeliest(found: Mapping[Site, Placement]) -> Placement:
+    """The one at the site where the answers' probability rises most, of those that help if one does."""
+    return max(found.values(), key=lambda placement: (placement.helps, placement.gain))
 
 
-def choices_by_site(
+def placements_by_site(
     model: LanguageModel,
     vector: Intervention,
     template: Template,
@@ -38,7 +38,7 @@ def choices_by_site(
     calibrate: bool = True,
     by_layer: bool = False,
     **options: Any,
-) -> dict[Site, Choice]:
+) -> dict[Site, Placement]:
     """`cast.transfers.choice.choose` at each site of a vector, with the gain of what would be applied there.
 
     Args:
@@ -51,28 +51,26 @@ def choices_by_site(
         options: further arguments of `grid`: scales, places, progress.
     """
 
-    def at(site: Site) -> Choice:
+    def at(site: Site) -> Placement:
         part = vector.select(site=site)
-        found = grid(model, part, template, examples, **options)
+        likely = grid(model, part, template, examples, **options)
         choices = any(example.choices for example in examples)
         right = right_options(model, part, template, examples, calibrate=calibrate) if choices else None
-        choice = choose(found, right)
-        choice = scale_by_layer(model, part, template, examples, choice, calibrate=calibrate) if by_layer else choice
-        choice = with_prior(model, part, template, examples, choice) if calibrate else choice
-        return replace(choice, site=site)
+        found = choose(likely, right)
+        found = scale_by_layer(model, part, template, examples, found, calibrate=calibrate) if by_layer else found
+        found = with_prior(model, part, template, examples, found) if calibrate else found
+        return replace(found, site=site)
 
     return {site: at(site) for site in vector.sites}
 
 
 def with_prior(
-    model: LanguageModel, vector: Intervention, template: Template, examples: Sequence[Example], choice: Choice
-) -> Choice:
-    """The choice with the gain that its part of the vector has together with its label prior, where there is one."""
-    bare = choice.of(vector)
-    both = with_label_prior(model, bare, template, examples) if choice.scale else bare
+    model: LanguageModel, vector: Intervention, template: Template, examples: Sequence[Example], found: Placement
+) -> Placement:
+    """The placement with the gain that its part of the vector has together with its label prior, where there is one."""
+    bare = found.of(vector)
+    both = with_label_prior(model, bare, template, examples) if found.scale else bare
     if both is bare:
-        return choice
-    answers = [template.encode(e.input, answer=e.output) for e in examples]
-    before, after = whole_answers(Engine(model).sweep([both], [0.0, 1.0], answers).nll[0], answers)
-    gains = (after.nan_to_num(nan=0.0) - before)[before.isfinite()]
-    return judged(choice.layers, choice.scale, gains, choice.choice_gain, choice.factors)
+        return found
+    before, after = probabilities(Engine(model), [both], [0.0, 1.0], labelled(template, examples))[0]
+    return judged(found.layers, found.scale, rises(before, after), found.choice_gain, found.factors)
