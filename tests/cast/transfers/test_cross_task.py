@@ -19,7 +19,6 @@ from laai.errors import UserError
 from laai.prompts import demonstrations as cross_task_prompt
 from laai.prompts.templates import Template
 from laai.runtime.data import FewShotDataModule
-from laai.steering.provenance import unseen
 from laai.tasks.examples import Example, Task, without
 from laai.tasks.loading import load_task
 
@@ -71,8 +70,8 @@ def test_the_answer_can_be_steered_too(tiny, word_task, other_task):
     """The chosen place, the control and the file say so; there is no label prior then."""
     options = {"positions": "generated", "refuse": False, "baselines": ["random direction"]}
     found = transfer(tiny, other_task, word_task, **options, **SMALL)
-    steered = [e.method.intervention for e in found.evaluations]
-    assert [e.method.name for e in found.evaluations] == ["cast", "random direction"]
+    steered = [e.arm.steering for e in found.evaluations]
+    assert [e.arm.name for e in found.evaluations] == ["cast", "random direction"]
     assert {found.vector.positions, *(one.positions for one in steered)} == {"generated"}
     assert found.as_json()["label_prior"] is None
 
@@ -207,10 +206,10 @@ def test_a_vector_that_does_not_help_is_refused(tiny, word_task, other_task, mon
     refused = transfer(tiny, other_task, word_task, baselines=["zero-shot"], **SMALL)
     applied = transfer(tiny, other_task, word_task, baselines=["zero-shot"], refuse=False, **SMALL)
     assert (refused.refused, applied.refused) == (True, False)
-    assert (refused.vector.metadata["refused"], applied.vector.metadata["refused"]) == (True, False)
+    assert (refused.vector.provenance.refused, applied.vector.provenance.refused) == (True, False)
     data = FewShotDataModule(word_task, SMALL["shots"], validation=SMALL["development"], test=SMALL["test"])
-    assert unseen(data.splits.validation, applied.vector.metadata) == (), "the place was chosen on them"
-    assert unseen(data.splits.test, applied.vector.metadata) == data.splits.test
+    assert applied.vector.provenance.unseen(data.splits.validation) == (), "the place was chosen on them"
+    assert applied.vector.provenance.unseen(data.splits.test) == data.splits.test
     for found in (refused, applied):
         zero, cast = found.scores
         sizes.append(abs(cast.nll - zero.nll))
@@ -234,7 +233,7 @@ def test_weights_combine_vectors(tiny, word_task, other_task):
     both = combined([one, two], [0.75, 0.25])
     for key, vector in both.items():
         torch.testing.assert_close(vector.detach(), 0.75 * one[key].detach() + 0.25 * two[key].detach())
-    assert [part["source"] for part in both.metadata["cast"]["combined"]] == ["colours", "kinds"]
+    assert [part["source"] for part in both.provenance.cast["combined"]] == ["colours", "kinds"]
 
 
 def test_combined_and_centred_vectors_keep_the_style(tiny, word_task, other_task):
@@ -242,7 +241,7 @@ def test_combined_and_centred_vectors_keep_the_style(tiny, word_task, other_task
     options = {"samples": 4, "shots": 2, "progress": False, "style": "chat"}
     both = combined([extract(tiny, task, **options) for task in (word_task, other_task)], [0.75, 0.25])
     for found in (both, centred(both, [extract(tiny, other_task, **options)])):
-        assert found.metadata["cast"]["style"] == "chat"
+        assert found.provenance.cast["style"] == "chat"
 
 
 def test_centring_takes_off_the_mean_of_tasks(tiny, word_task, other_task):
@@ -251,7 +250,7 @@ def test_centring_takes_off_the_mean_of_tasks(tiny, word_task, other_task):
     found = centred(2.0 * one, [one, 3.0 * two])
     for key, vector in found.items():
         torch.testing.assert_close(vector.detach(), 1.5 * one[key].detach() - 1.5 * two[key].detach())
-    made = found.metadata["cast"]
+    made = found.provenance.cast
     assert (made["source"], [other["source"] for other in made["centred_on"]]) == ("colours", ["colours", "kinds"])
     steered = transfer(
         tiny, other_task, word_task, centre=[other_task], baselines=(), refuse=False, calibrate=False, **SMALL
