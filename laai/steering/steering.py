@@ -153,7 +153,8 @@ def load_one_of(kinds: Sequence[type[Any]], path: str | Path, model: nn.Module |
     kind = next((one for one in kinds if header["format"] in one.formats), None)
     if kind is None:
         known = ", ".join(one.formats[0] for one in kinds)
-        raise UserError(f"{path} is no {what}: its format is {header['format']!r}, expected {known}")
+        found_format = f"its format is {header['format']!r}, expected {known}"
+        raise UserError(f"{path} is no {what}: {found_format}; laai.steering.load reads all that this version knows")
     try:
         found = kind.from_file(tensors, header)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
