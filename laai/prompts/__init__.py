@@ -1,8 +1,8 @@
 """A task's examples as the model reads them: text, token ids, batches.
 
 Every prompt is split at its last token, into the prefix that no vector at that token or after can change, and the
-suffix that each step runs; all rooms above speak of prompts in these two parts. Below lie the tasks alone: nothing here
-runs a model.
+suffix that each step runs; all rooms above speak of prompts in these two parts. Below lie the tasks and the model,
+which is asked for its tokenizer and how much it reads: nothing here runs it.
 """
 
 from laai.prompts.batches import IGNORE, Batch, Prompt, by_length, collate, without_unlabelled_end
