@@ -139,12 +139,13 @@ def test_rooms_are_entered_by_their_doors(path):
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_door_leads_somewhere(room):
-    """All names of `__all__` are there, sorted by ruff, and somebody outside the room, or a face, uses each."""
+    """All names of `__all__` are there, and somebody outside the room uses each: other rooms, scripts, faces, tests."""
     door = modules()[room]
     assert ast.get_docstring(tree(door)), f"{room} does not say what it is"
     assert doors(room) == {name for one in own(door) for name in one.names}
     users = [path for name, path in modules().items() if room_of(name) != room] + OUTSIDE[: -len(INSIDE)]
-    used = {name for path in users for one in own(path) if one.module == room for name in one.names}
+    users += [path for path in (ROOT / "tests").rglob("test_*.py") if path.name != Path(__file__).name]
+    used = {name for path in users for one in own(path) if room_of(one.module) == room for name in one.names}
     faces = {
         name for name in doors(room) if any(f'"{name}": "{room}"' in modules()[f].read_text() for f in ("laai", "cast"))
     }

@@ -165,19 +165,10 @@ def extract_from(
 
 
 def contrast_of(
-    model: LanguageModel,
-    template: Template,
-    samples: Sequence[Example],
-    demonstrations: Sequence[Sequence[Example]],
-    *,
-    site: Site | Sequence[Site] = "heads",
-    layers: Sequence[int] | None = None,
-    batch_size: int = 16,
-    trainer: Trainer | None = None,
-    partial: Path | None = None,
-    progress: bool = True,
-    keep: bool = False,
-) -> Contrast:
+    model: LanguageModel, template: Template, samples: Sequence[Example], demonstrations: Sequence[Sequence[Example]],
+    *, site: Site | Sequence[Site] = "heads", layers: Sequence[int] | None = None, batch_size: int = 16,
+    trainer: Trainer | None = None, partial: Path | None = None, progress: bool = True, keep: bool = False,
+) -> Contrast:  # fmt: skip
     """The sums behind a vector: means and variances by site and layer; with `keep`, every sample's activations.
 
     Args:

@@ -76,13 +76,10 @@ def state_embeddings(
         return functional.normalize(seen.pop().float(), dim=-1)
 
     def embed() -> Embeddings:
-        handle = chosen.module.register_forward_hook(
+        with chosen.module.register_forward_hook(
             lambda _, __, output: seen.append(output[0] if isinstance(output, tuple | list) else output)
-        )
-        try:
+        ):
             states = _averaged(run, encode, texts, model.llm, batch_size, progress)
-        finally:
-            handle.remove()
         centred: Embeddings = states - states.mean(axis=0)
         return centred
 

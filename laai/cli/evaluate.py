@@ -18,7 +18,7 @@ def add_evaluate(commands: Parsers) -> None:
         "  laai evaluate --intervention antonym.safetensors --task antonym\n"
         "  laai evaluate --intervention antonym.safetensors --task my_examples.jsonl --shots 5 --test 200",
     )  # fmt: skip
-    parser.add_argument("--intervention", required=True, help="a file that train.py or laai extract wrote")
+    parser.add_argument("--intervention", required=True, help="a file that train.py, laai extract or save() wrote")
     parser.add_argument("--task", required=True, help="built-in name, file, folder, or hf:NAME")
     parser.add_argument("--scale", type=float, default=1.0, help="strength (default: 1)")
     parser.add_argument("--shots", type=int, default=0, help="also test prompts with this many demonstrations")

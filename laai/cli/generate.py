@@ -18,7 +18,7 @@ def add_generate(commands: Parsers) -> None:
         '  laai generate --intervention antonym.safetensors --scale 0.5 "Q: hot\\nA:"',
     )  # fmt: skip
     parser.add_argument("prompt", help=r"the prompt (\n is a new line), or with --task the input alone")
-    parser.add_argument("--intervention", required=True, help="a file that train.py or laai extract wrote")
+    parser.add_argument("--intervention", required=True, help="a file that train.py, laai extract or save() wrote")
     parser.add_argument("--task", help="write the prompt as this task's queries are written")
     parser.add_argument("--style", choices=STYLES, help="prompt style (default: the one the file was made with)")
     parser.add_argument("--scale", type=float, default=1.0, help="strength (default: 1)")

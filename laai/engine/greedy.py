@@ -10,15 +10,22 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from laai.engine.prefix import check_length
-from laai.engine.started import Started
+from laai.engine.prefix import Prefix, check_length
 from laai.models import LanguageModel
+from laai.prompts import Batch
 
 
-def write(model: LanguageModel, started: Started, max_new_tokens: int) -> list[str]:
-    """The text that follows each prompt of a batch; answers in it are left out."""
-    batch, before = started.batch, started.before
-    ids = torch.cat([started.ids, batch.prefix_ids, batch.suffix_ids[:, :1]], dim=1)
+def write(model: LanguageModel, batch: Batch, run: Tensor, before: Prefix | None, max_new_tokens: int) -> list[str]:
+    """The text that follows each prompt of a batch; answers in it are left out.
+
+    Args:
+        model: the language model, as it is.
+        batch: what is left of each prompt.
+        run: (rows, tokens) those that come before, padded on the left; their keys and values are `before`.
+        before: None where nothing was run.
+        max_new_tokens: of each text.
+    """
+    ids = torch.cat([run, batch.prefix_ids, batch.suffix_ids[:, :1]], dim=1)
     mask = torch.cat([batch.prefix_mask, batch.suffix_mask[:, :1]], dim=1)
     mask = mask if before is None else torch.cat([before.mask, mask], dim=1)
     options = {} if before is None else {"past_key_values": before.continued()}

@@ -112,7 +112,7 @@ def _answer(
     written, seconds, sums = [""] * len(prompts), [0.0] * len(prompts), [0.0] * len(prompts)
     for started in batches(prompts, batch_size):
         began = time.perf_counter()
-        texts = write(model, started, limit)
+        texts = write(model, started.batch, started.ids, started.before, limit)
         elapsed = (time.perf_counter() - began) / len(texts)
         nlls = answer_nll(model, started.batch, started.before).sum(-1).tolist()
         for i, text, nll, once in zip(started.rows, texts, nlls, started.seconds, strict=True):

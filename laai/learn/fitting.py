@@ -22,22 +22,11 @@ from laai.vocabulary import Style
 
 
 def fit(
-    model: LanguageModel,
-    task: Task | str,
-    num_examples: int = 10,
-    *,
-    init: Intervention | str | Path = "cast",
-    steps: int | None = None,
-    stop_at_loss: float | None = None,
-    seed: int = 0,
-    validation: int = 0,
-    batch_size: int | None = None,
-    style: Style = "plain",
-    trainer: pl.Trainer | None = None,
-    callbacks: Sequence[pl.Callback] = (),
-    cast: CastStart | None = None,
-    **options: Any,
-) -> Intervention:
+    model: LanguageModel, task: Task | str, num_examples: int = 10, *, init: Intervention | str | Path = "cast",
+    steps: int | None = None, stop_at_loss: float | None = None, seed: int = 0, validation: int = 0,
+    batch_size: int | None = None, style: Style = "plain", trainer: pl.Trainer | None = None,
+    callbacks: Sequence[pl.Callback] = (), cast: CastStart | None = None, **options: Any,
+) -> Intervention:  # fmt: skip
     """Learn vectors for a task from a few of its labelled examples (LAAI, arXiv 2502.06115).
 
     As `python train.py` does: by default the same recipe on the same examples, to the bit.
@@ -79,11 +68,17 @@ def fit(
         raise UserError(
             "expected steps, stop_at_loss and callbacks in the trainer, found some beside it: give it those"
         )
+    return _learned(module, trainer)
+
+
+def _learned(module: LAAIModule, trainer: pl.Trainer) -> Intervention:
+    """The vectors that a trainer learns; the model is left as and where it was."""
+    model = module.language_model
     device = model.device
     try:
         with warnings.catch_warnings():
             ignore_noise()
-            trainer.fit(module, datamodule=data)
+            trainer.fit(module, datamodule=module.data)
     finally:
         if hasattr(module, "steered"):
             module.steered.detach()

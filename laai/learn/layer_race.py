@@ -37,14 +37,9 @@ class LayerProfile:
 
 
 def profile_layers(
-    engine: Engine,
-    site: Site,
-    positions: Positions,
-    prompts: Sequence[Prompt],
-    *,
-    rounds: Sequence[tuple[int, int]] = ((12, 4), (6, 4), (3, 8)),
-    rate: float = 0.03,
-) -> LayerProfile:
+    engine: Engine, site: Site, positions: Positions, prompts: Sequence[Prompt], *,
+    rounds: Sequence[tuple[int, int]] = ((12, 4), (6, 4), (3, 8)), rate: float = 0.03,
+) -> LayerProfile:  # fmt: skip
     """Find the layer whose vector, learned on one half of the examples, best predicts the other half.
 
     Two-fold cross-validation with successive halving: all candidates learn for a few steps from zero, the better ones

@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from cast.extraction import CastStart
 from laai.engine import Engine
 from laai.evaluation import TaskMetrics, measure
-from laai.learn import penalty
 from laai.learn.gradients import check_finite, gradient_norm, restore_if_unsound
+from laai.learn.penalty import shrink
 from laai.learn.prepare import Prepared, describe, place, prepare
 from laai.learn.recipe import Recipe
 from laai.learn.start import cast_vector, source_tasks
@@ -178,7 +178,7 @@ class LAAIModule(LightningModule):
         if self.recipe.l1 or self.recipe.group_l2:
             strengths = self.recipe.l1, self.recipe.group_l2
             rates = [float(group["lr"]) for group in optimizer.param_groups]
-            self.log("train/penalty", penalty.shrink(self.intervention, self.prepared.centre, rates, *strengths))
+            self.log("train/penalty", shrink(self.intervention, self.prepared.centre, rates, *strengths))
 
     def on_train_epoch_end(self) -> None:
         """See that processes that hold the vectors themselves hold the same."""
