@@ -61,7 +61,7 @@ def draw(
         samples: how many, at most as many as there are.
         shots: demonstrations of each.
         seed: draws samples and demonstrations.
-        strategy: how samples are selected, see `cast.select`.
+        strategy: how samples are selected, see `cast.selection`.
         embed: gives embeddings (examples, width), for strategies other than `random`.
         shared: all samples have the same demonstrations, none of which is a sample.
         from_selected: demonstrations come from the samples alone, so that no other label of the pool is needed.

@@ -183,9 +183,8 @@ class Engine:
         """What the model writes after each prompt, by transformers' own `generate`, greedily. Answers are left out."""
         texts = [""] * len(prompts)
         for started in self.started(prompts, batch_size):
-            for i, text in zip(
-                started.rows, write(self.model, started.batch, started.ids, started.before, max_new_tokens), strict=True
-            ):
+            found = write(self.model, started.batch, started.ids, started.before, max_new_tokens)
+            for i, text in zip(started.rows, found, strict=True):
                 texts[i] = text
         return texts
 

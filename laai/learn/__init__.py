@@ -1,11 +1,15 @@
-"""learn."""
+"""LAAI: vectors learned by gradient descent from a few labelled examples.
+
+A `Recipe` says how, `prepare` settles what is known before the first step, `LAAIModule` takes the steps under
+Lightning, callbacks stop, watch and interrupt it, and `fit` is all of that in one call.
+"""
 
 from laai.learn.effects import layer_effects
 from laai.learn.fitting import fit
 from laai.learn.interruption import Interruption
 from laai.learn.layer_race import profile_layers
 from laai.learn.module import LAAIModule
-from laai.learn.monitor import Monitor, effect_figure, heat_map, log_effects, profile_figure
+from laai.learn.monitor import Monitor, log_effects
 from laai.learn.recipe import ADAM, Recipe
 from laai.learn.start import SEVERAL, others_of
 from laai.learn.steered import SteeredLM
@@ -21,12 +25,9 @@ __all__ = [
     "SteeredLM",
     "StopAtBest",
     "StopAtLoss",
-    "effect_figure",
     "fit",
-    "heat_map",
     "layer_effects",
     "log_effects",
     "others_of",
-    "profile_figure",
     "profile_layers",
 ]

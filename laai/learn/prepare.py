@@ -26,7 +26,8 @@ from laai.vocabulary import Site
 
 AUTO_DEPTH = 2 / 3
 """Share of the layers, from the first, that `auto` steers at `heads`. Against all layers it is better where the task
-asks for knowledge, worse where it asks for form, and equal on the mean (experiments/compare_methods.py, `laai-all`)."""
+asks for knowledge, worse where it asks for form, and equal on the mean (`laai-all` in
+experiments/studies/compare_methods.py)."""
 
 
 @dataclass(frozen=True)
