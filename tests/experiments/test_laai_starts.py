@@ -59,20 +59,20 @@ def test_learning_by_the_likelihood_alone(run, study, tmp_path, monkeypatch):
     seen, module = [], study[0].LAAIModule
     monkeypatch.setattr(study[0], "LAAIModule", lambda *a, **o: (seen.append(m := module(*a, **o)), m)[1])
     run("--sizes", "2", "--starts", "zero", "prior", "--distill", "0")
-    assert [m.distill for m in seen] == [0.0, 0.0]
+    assert [m.recipe.distill for m in seen] == [0.0, 0.0]
     assert not (tmp_path / "starts.png").exists(), "one number of examples makes no curve"
-    assert [m.prior for m in seen] == ["zero", "start"]
+    assert [m.recipe.prior for m in seen] == ["zero", "start"]
     with pytest.raises(SystemExit):
         run("--sizes", "2", "--starts", "zero")
 
 
-def test_other_tasks_show_nothing_that_is_tested(study, monkeypatch):
+def test_other_tasks_show_nothing_that_is_tested(study, tiny, monkeypatch):
     """antonym and word-sentiment ask about the same words, capital-country about others."""
     module, _ = study
     options = argparse.Namespace(queries=100, sizes=[2, 10], site="heads")
     extracted, vectors = [], {}
     monkeypatch.setattr(module.cast, "extract", lambda model, source, **_: extracted.append(source))
-    cells = [module.Draw(None, task, 0, options, vectors) for task in ("antonym", "present-past")]
+    cells = [module.Draw(tiny, task, 0, options, vectors) for task in ("antonym", "present-past")]
     for cell in cells:
         tested = {e.input for e in cell.examples(10).splits.test}
         whole = {e.input for e in load_task("word-sentiment").examples}
