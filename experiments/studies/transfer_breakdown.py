@@ -80,12 +80,8 @@ def chance(cells: Cells) -> float:
 
 def _what_shows_no_knowledge(cells: Cells) -> list[str]:
     """A sentence on the targets where zero-shot forced choice is not above chance, and on what scores it otherwise."""
-    targets = {
-        target: [cell for cell in own if has(cell, "zero-shot", "choice")]
-        for target, own in _grouped(cells, "target").items()
-        if not np.isnan(chance(own))
-    }
-    tested = {target: own for target, own in targets.items() if own}
+    scored = _grouped([cell for cell in cells if has(cell, "zero-shot", "choice")], "target")
+    tested = {target: own for target, own in scored.items() if not np.isnan(chance(own))}
     guessed = {target: own for target, own in tested.items() if not any(map(above_chance, own))}
     if not guessed:
         return []
