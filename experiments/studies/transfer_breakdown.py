@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
 
 import numpy as np
 from scipy.stats import binom
-from transfer_cells import OURS, Cell, above_chance, changes_of, difference, has, having, mean
+from transfer_cells import OURS, Cell, Cells, above_chance, changes_of, difference, has, having, mean
 
 from laai.compare import number, table
-
-Cells = Sequence[Cell]
 
 # The form of a task's answers. `options`: one of the options that the query lists, written out, not its letter.
 OPTIONS = ("arc_challenge", "arc_easy", "commonsense_qa", "medmcqa", "race", "sciq", "social_i_qa")
