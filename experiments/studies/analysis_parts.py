@@ -22,6 +22,7 @@ from laai.errors import UserError
 from laai.evaluation import Measured, measure
 from laai.models import LanguageModel
 from laai.prompts import Shown, Template, collate
+from laai.runtime import FewShotDataModule
 from laai.steering import Intervention, RidgeMap
 from laai.tasks import Example, Task
 
@@ -215,18 +216,16 @@ class Parts(Tasks):
     def cost(self, task: str, seed: int) -> Row:
         """Prompt tokens, cache bytes and time of a query: a vector beside prompts of more and more demonstrations."""
         data = self.data(task, seed)
-        queries, template = data.splits.test, data.template(self.model.tokenizer)
         shown = data.task.split(max(COST_SHOTS), test=self.options.queries, seed=seed).train
         vector = Intervention.random(self.model, "heads", self.places()[0], norm=1e-3, seed=0)
-        found = [{"method": "vector"} | self._cost(template, queries, (), vector)]
-        found += [{"method": f"{n} shots"} | self._cost(template, queries, shown[:n], None) for n in COST_SHOTS]
+        found = [{"method": "vector"} | self._cost(data, (), vector)]
+        found += [{"method": f"{n} shots"} | self._cost(data, shown[:n], None) for n in COST_SHOTS]
         return {"rows": found}
 
-    def _cost(
-        self, template: Template, queries: Sequence[Example], shown: Sequence[Example], vector: Intervention | None
-    ) -> Row:
+    def _cost(self, data: FewShotDataModule, shown: Sequence[Example], vector: Intervention | None) -> Row:
         """One query at a time, its whole prompt, as a server without a prefix cache would run it; medians."""
         model, seconds, tokens = self.model, [], []
+        template, queries = data.template(model.tokenizer), data.splits.test
         batches = [collate([template.encode(q.input, shown)], model.pad).to(model.device) for q in queries]
         with nullcontext() if vector is None else vector.on(model), torch.no_grad():
             for batch in [batches[0], *batches]:  # the first to warm up
