@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -19,6 +18,7 @@ from laai.evaluation import measure
 from laai.models import LanguageModel
 from laai.prompts import IGNORE, Prompt, Template, collate
 from laai.steering import Intervention, record_last_token
+from laai.tasks import Splits
 
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
 AT_ONCE = 25  # prompts in a batch
@@ -153,7 +153,7 @@ def few_shot_rows(bench: Bench, shots: int = 10) -> list[Row]:
     examples = list(enumerate(splits.test))
     tasks: Tasks = {
         "shared": lambda: [m.exact for m in measure(model, template, examples, splits.train, batch_size=AT_ONCE)],
-        "plain": lambda: whole_prompts(model, template, splits.test, splits.train),
+        "plain": lambda: whole_prompts(model, template, splits),
     }
     seconds, found = in_turn(tasks, 1 if quick else 2, warm=False)
     assert found["shared"] == found["plain"], "both measure the same"
@@ -162,11 +162,9 @@ def few_shot_rows(bench: Bench, shots: int = 10) -> list[Row]:
 
 
 @torch.no_grad()
-def whole_prompts(
-    model: LanguageModel, template: Template, examples: Sequence[laai.Example], shots: Sequence[laai.Example]
-) -> list[bool]:
+def whole_prompts(model: LanguageModel, template: Template, splits: Splits) -> list[bool]:
     """The same evaluation as it is written without an engine: batches of whole prompts, generate and then score."""
-    prompts = [template.encode(e.input, shots, e.output) for e in examples]
+    prompts = [template.encode(e.input, splits.train, e.output) for e in splits.test]
     limit = max(len(p.answer) for p in prompts)
     llm: Any = model.llm
     exact = []
@@ -177,7 +175,7 @@ def whole_prompts(
         mask = torch.cat((bare.prefix_mask, bare.suffix_mask), 1)
         out = llm.generate(ids, attention_mask=mask, max_new_tokens=limit, do_sample=False)
         texts = model.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
-        answers = [e.output for e in examples[start : start + AT_ONCE]]
+        answers = [e.output for e in splits.test[start : start + AT_ONCE]]
         exact += [t.strip().splitlines()[:1] == [a] for t, a in zip(texts, answers, strict=True)]
         answer_logits(model, collate(part, 0))
     return exact

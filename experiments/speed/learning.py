@@ -19,11 +19,9 @@ import laai
 from laai.engine import Engine, mean_nll
 from laai.evaluation import Arm, evaluate_arms
 from laai.learn import SteeredLM, profile_layers
-from laai.models import LanguageModel
 from laai.prompts import Prompt, collate
 from laai.runtime import FewShotDataModule, encode_training
 from laai.steering import Intervention
-from laai.vocabulary import PrefixBudget
 
 LAYER, BATCH = 10, 10
 ROUNDS = {12: 7, 64: 5, 256: 3, 1024: 2}  # by tokens in the prompt
@@ -33,23 +31,12 @@ AUTO_TASKS = (
 )
 
 
-def our_step(
-    model: LanguageModel, prompts: list[Prompt], prefix_cache: PrefixBudget
-) -> tuple[SteeredLM, Callable[[], float], float]:
-    """A training step of one residual vector at the last prompt token.
-
-    With the engine (`auto`) its first step is taken and timed, with the prefix pass and the comparison with a whole
-    forward; else nan.
-    """
+def our_step(engine: Engine, prompts: list[Prompt]) -> tuple[SteeredLM, Callable[[], float]]:
+    """A training step of one residual vector at the last prompt token."""
     batch = collate(prompts, 0)
-    engine = Engine(model, prefix_cache)
-    steered = SteeredLM(engine, Intervention.zeros(model, "residual", [LAYER]))
+    steered = SteeredLM(engine, Intervention.zeros(engine.model, "residual", [LAYER]))
     step = adam_step(steered.intervention.parameters(), 1e-2, lambda: mean_nll(steered(batch).nll, batch.labels))
-    if prefix_cache == "off":
-        return steered, step, float("nan")
-    first, _ = timed(step)
-    assert engine.way == "split"
-    return steered, step, first
+    return steered, step
 
 
 def step_rows(bench: Bench, tokens: int) -> list[Row]:
@@ -59,15 +46,18 @@ def step_rows(bench: Bench, tokens: int) -> list[Row]:
     """
     model, _, quick = bench
     prompts = prompts_of_length(model, tokens, BATCH)
-    engine, ours, first = our_step(model, prompts, "auto")
+    engine = Engine(model)
+    steered, ours = our_step(engine, prompts)
+    first, _ = timed(ours)  # with the prefix pass and the comparison with a whole forward
+    assert engine.way == "split"
     # Each way has a model of its own, as vectors stay attached between steps.
-    _, full, _ = our_step(laai.load_model(model.name), prompts, "off")
+    _, full = our_step(Engine(laai.load_model(model.name), "off"), prompts)
     tasks: Tasks = {"engine": ours, "full forward": full}
     if not quick:
         tasks |= rival_steps(bench, prompts)
     memory = {name: peak_above(task) for name, task in tasks.items() if name != "pyreft"}  # this warms up too
     seconds, _ = in_turn(tasks, 1 if quick else ROUNDS[tokens], warm=tokens < 1024 and not quick)
-    engine.detach()
+    steered.detach()
     fit = first + 29 * seconds["engine"]
     return [
         *over_first(f"{{}} step / engine step, {tokens} tokens", seconds, "s"),
@@ -129,8 +119,11 @@ def growth_rows(bench: Bench) -> list[Row]:
     """How a step of ours grows with the prompt: long and short ones in turn."""
     steps: Tasks = {}
     for tokens in (12, 1024):
-        own = laai.load_model(bench.model.name)
-        steps[str(tokens)] = our_step(own, prompts_of_length(own, tokens, BATCH), "auto")[1]
+        engine = Engine(laai.load_model(bench.model.name))
+        _, step = our_step(engine, prompts_of_length(engine.model, tokens, BATCH))
+        step()
+        assert engine.way == "split"
+        steps[str(tokens)] = step
     short, long = in_turn(steps, 15)[0].values()
     return [relative("engine step at 1024 tokens / at 12 tokens", long, short, "s")]
 

@@ -92,9 +92,8 @@ def load(model: str, threads: int = 2) -> Answer:
     _state["model"] = library.AutoModelForCausalLM.from_pretrained(model, **options).eval()
     # Transformers 4 does not know the class of tokenizer that transformers 5 names; its own file says enough.
     settings = json.loads((folder / "tokenizer_config.json").read_text())
-    special = {
-        name: settings[name] for name in settings if name in ("bos_token", "eos_token", "pad_token", "unk_token")
-    }
+    names = ("bos_token", "eos_token", "pad_token", "unk_token")
+    special = {name: value for name, value in settings.items() if name in names}
     file = str(folder / "tokenizer.json")
     _state["tokenizer"] = library.PreTrainedTokenizerFast(tokenizer_file=file, padding_side="right", **special)
     return {}

@@ -22,8 +22,9 @@ from laai.errors import UserError
 from laai.evaluation import Measured, measure
 from laai.models import LanguageModel
 from laai.prompts import Shown, Template, collate
+from laai.runtime import FewShotDataModule
 from laai.steering import Intervention, RidgeMap
-from laai.tasks import Example, Splits, Task
+from laai.tasks import Example, Task
 
 Places = Sequence[Sequence[int]]
 Steering = Intervention | RidgeMap
@@ -52,20 +53,13 @@ class Parts(Tasks):
         self._zero: dict[tuple[str, int, bool], Row] = {}
         self._choices: dict[tuple[str, str, int, str], Placement] = {}
 
-    def split(self, target: str, seed: int) -> Splits:
-        """Test and development examples of a target."""
-        return self.data(target, seed).splits
-
     def vectors(self, seed: int, tasks: Sequence[str]) -> Row:
         """Difference vectors of tasks compared."""
-        return compare_tasks({name: self.kept(name, seed) for name in tasks}, seed)
-
-    def kept(self, name: str, seed: int) -> Contrast:
-        """Every sample's activations, few-shot and zero-shot."""
-        return self.contrast(thinned(self.task(name), self.options.pool, seed), seed)
+        thin = {name: thinned(self.task(name), self.options.pool, seed) for name in tasks}
+        return compare_tasks({name: self.contrast(task, seed) for name, task in thin.items()}, seed)
 
     def contrast(self, task: Task, seed: int) -> Contrast:
-        """The same, of a task as it is."""
+        """Every sample's activations, few-shot and zero-shot."""
         template = Template(self.model.tokenizer, task)
         return contrast_of(self.model, template, *self.drawn(task, seed), site="heads", keep=True, progress=False)
 
@@ -78,13 +72,11 @@ class Parts(Tasks):
         settings: dict[str, Any] = {"site": "heads", "progress": False} | options
         return extract_from(self.model, Template(self.model.tokenizer, task), *drawn, **settings)
 
-    def steered(
-        self, vector: Intervention, target: str, seed: int, task: Task | None = None, places: Places | None = None
-    ) -> Row:
+    def steered(self, vector: Intervention, target: str, seed: int, task: Task | None = None) -> Row:
         """Exact match by query of a vector at its chosen place, with its label prior where it has one, and without."""
         template = Template(self.model.tokenizer, task or self.task(target))
-        choice = self.choice(vector, template, target, seed, places)
-        steering = with_label_prior(self.model, choice.of(vector), template, self.split(target, seed).validation)
+        choice = self.choice(vector, template, target, seed)
+        steering = with_label_prior(self.model, choice.of(vector), template, self.data(target, seed).splits.validation)
         return self.under(steering, choice, template, target, seed)
 
     def choice(
@@ -92,27 +84,25 @@ class Parts(Tasks):
     ) -> Placement:
         """Layers and scale of a vector, chosen on the development examples."""
         settings: dict[str, Any] = {"places": places or self.places(), "progress": False}
-        return choose_placement(self.model, vector, template, self.split(target, seed).validation, **settings)
+        return choose_placement(self.model, vector, template, self.data(target, seed).splits.validation, **settings)
 
     def under(
         self, steering: Steering, choice: Placement, template: Template, target: str, seed: int, choices: bool = False
     ) -> Row:
         """Test queries while steered, and without; with `choices`, forced choice too where the target has options."""
-        queries = self.split(target, seed).test
         with steering.on(self.model):
-            found = _scored(self.measured(template, queries, target, seed, choices))
+            found = _scored(self.measured(template, target, seed, choices))
         key = (target + template.task.instruction, seed, choices)
         if key not in self._zero:
-            self._zero[key] = _scored(self.measured(template, queries, target, seed, choices))
+            self._zero[key] = _scored(self.measured(template, target, seed, choices))
         zero = {"zero": self._zero[key]["exact"], "zero_choice": self._zero[key]["choice"]}
         place = {"layers": [choice.layers[0], choice.layers[-1]], "scale": choice.scale, "helps": choice.helps}
         place |= {"label_prior": steering.provenance.label_prior is not None, "factors": choice.factors}
         return found | zero | {"gain": choice.gain, "place": place}
 
-    def measured(
-        self, template: Template, queries: Sequence[Example], target: str, seed: int, choices: bool = False
-    ) -> list[Measured]:
-        """Queries of a target under whatever is attached; their options only if `choices`."""
+    def measured(self, template: Template, target: str, seed: int, choices: bool = False) -> list[Measured]:
+        """Test queries of a target under whatever is attached; their options only if `choices`."""
+        queries = self.data(target, seed).splits.test
         asked = queries if choices else [replace(e, choices=None, label=None) for e in queries]
         numbered = list(enumerate(asked))
         return measure(self.model, template, numbered, batch_size=20, engine=self.engine(self.model, target, seed))
@@ -135,8 +125,7 @@ class Parts(Tasks):
         drawn = draw(chosen, labels, min(self.options.shots, labels - 1), seed, from_selected=True)
         found = self.steered(self.vector(pool, drawn), target, seed)
         template = replace(Template(self.model.tokenizer, self.task(target)), before=Shown(pool, tuple(chosen)))
-        queries = self.split(target, seed).test
-        return found | {"prompted": _scored(self.measured(template, queries, target, seed))["exact"]}
+        return found | {"prompted": _scored(self.measured(template, target, seed))["exact"]}
 
     def strategies(self, source: str, target: str, seed: int, budget: int, strategy: Any) -> Row:
         """Samples by a strategy; their demonstrations come from the samples alone, so that the budget is all."""
@@ -156,13 +145,12 @@ class Parts(Tasks):
         the answer too. Neither can have a label prior, nor `norm kept`. `scale by layer` goes on from the place of
         `difference` to a scale for each sixth of the depth.
         """
-        pool, o = self.pool(source, target, seed), self.options
-        drawn = self.drawn(pool, seed)
-        template, examples = Template(self.model.tokenizer, self.task(target)), self.split(target, seed).validation
+        pool, data, o = self.pool(source, target, seed), self.data(target, seed), self.options
+        template, examples = data.template(self.model.tokenizer), data.splits.validation
         options = EXTRACTED.get(variant, {})
         each = [(i,) for i in range(len(self.model.decoder.layers))]
         elsewhere: dict[str, Places] = {"residual": each, "all layers": self.places()[:1]}
-        vector = self.vector(pool, drawn, **options) if options else self.centre(source, target, seed)
+        vector = self.vector(pool, self.drawn(pool, seed), **options) if options else self.centre(source, target, seed)
         if variant in CENTRED:
             others = [self.centre(one, target, seed) for one in sources_of(o.pairs, target)]
             zero = vector.with_vectors({key: torch.zeros_like(v) for key, v in vector.items()})
@@ -207,9 +195,9 @@ class Parts(Tasks):
 
     def profile(self, source: str, target: str, seed: int) -> Row:
         """Probability of the answer by layers and scale: sixths of the layers at `heads`, each at `residual`."""
-        pool = self.pool(source, target, seed)
+        pool, data = self.pool(source, target, seed), self.data(target, seed)
         drawn = self.drawn(pool, seed)
-        template, examples = Template(self.model.tokenizer, self.task(target)), self.split(target, seed).validation
+        template, examples = data.template(self.model.tokenizer), data.splits.validation
         depth, found = len(self.model.decoder.layers), {}
         sixths = [part for i in range(6) if (part := tuple(range(depth * i // 6, depth * (i + 1) // 6)))]
         for site, places in (("heads", [*sixths, *self.places()]), ("residual", [(i,) for i in range(depth)])):
@@ -227,31 +215,28 @@ class Parts(Tasks):
 
     def cost(self, task: str, seed: int) -> Row:
         """Prompt tokens, cache bytes and time of a query: a vector beside prompts of more and more demonstrations."""
-        queries, template = self.split(task, seed).test, Template(self.model.tokenizer, self.task(task))
-        shown = self.task(task).split(max(COST_SHOTS), test=self.options.queries, seed=seed).train
+        data = self.data(task, seed)
+        shown = data.task.split(max(COST_SHOTS), test=self.options.queries, seed=seed).train
         vector = Intervention.random(self.model, "heads", self.places()[0], norm=1e-3, seed=0)
-        found = [{"method": "vector"} | self._cost(template, queries, (), vector)]
-        found += [{"method": f"{n} shots"} | self._cost(template, queries, shown[:n], None) for n in COST_SHOTS]
+        found = [{"method": "vector"} | self._cost(data, (), vector)]
+        found += [{"method": f"{n} shots"} | self._cost(data, shown[:n], None) for n in COST_SHOTS]
         return {"rows": found}
 
-    def _cost(
-        self, template: Template, queries: Sequence[Example], shown: Sequence[Example], vector: Intervention | None
-    ) -> Row:
+    def _cost(self, data: FewShotDataModule, shown: Sequence[Example], vector: Intervention | None) -> Row:
         """One query at a time, its whole prompt, as a server without a prefix cache would run it; medians."""
         model, seconds, tokens = self.model, [], []
+        template, queries = data.template(model.tokenizer), data.splits.test
         batches = [collate([template.encode(q.input, shown)], model.pad).to(model.device) for q in queries]
-        with nullcontext() if vector is None else vector.on(self.model), torch.no_grad():
+        with nullcontext() if vector is None else vector.on(model), torch.no_grad():
             for batch in [batches[0], *batches]:  # the first to warm up
                 began = time.perf_counter()
                 answer_logits(model, batch)
                 seconds.append(1000 * (time.perf_counter() - began))
                 tokens.append(int(batch.prompt_lengths))
-        cache = model.llm(input_ids=batches[0].prefix_ids, use_cache=True).past_key_values
-        size = (
-            sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values)) / batches[0].prefix_ids.numel()
-        )
-        middle = sorted(tokens[1:])[len(queries) // 2]
-        median = sorted(seconds[1:])[len(queries) // 2]
+        prefix = batches[0].prefix_ids
+        cache = model.llm(input_ids=prefix, use_cache=True).past_key_values
+        size = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values)) / prefix.numel()
+        middle, median = (sorted(values[1:])[len(queries) // 2] for values in (tokens, seconds))
         return {"prompt_tokens": middle, "cache_bytes": int(middle * size), "ms_to_first_token": median}
 
 

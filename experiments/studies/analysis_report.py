@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from analysis_pictures import DRAWN, SITES, file_of, with_null
 from pair_cells import Found, cells, difference, mean, over, short
 
-from laai.compare import Row, about, distinct, only, table
+from laai.compare import Row, about, distinct, heat_map, only, picture, plot, table
 
 Rows = Sequence[Row]
+SITES = ("heads", "residual")
 NO_PRIOR = ("ridge", "norm kept", "generated")
 """Variants that cannot have a label prior: like is compared with like."""
 
@@ -21,7 +21,7 @@ def report(parts: Mapping[str, Rows], facts: Row, path: Path) -> str:
     out = ["# What CAST vectors are made of", "", f"{about(facts)}.", ""]
     for part, rows in parts.items():
         out += [*SECTIONS[part](rows), ""]
-        out += [f"![{part}]({file_of(part, path).name})", ""] if part in DRAWN else []
+        out += [f"![{part}]({file_of(part, path).name})", ""] if part in PICTURES else []
     return "\n".join(out).rstrip() + "\n"
 
 
@@ -189,12 +189,72 @@ def cost(rows: Rows) -> list[str]:
     return ["## Cost of a query", "", told, "", *table(head, lines)]
 
 
-SECTIONS: dict[str, Callable[[Rows], list[str]]] = {
-    "vectors": vectors,
-    "strategies": strategies,
-    "samples": samples,
-    "variants": variants,
-    "wording": wording,
-    "profile": profile,
-    "cost": cost,
-}
+def file_of(part: str, path: Path) -> Path:
+    """Where the picture of a part is written."""
+    return path.with_name(f"{path.stem}_{part}.png")
+
+
+def draw(parts: Mapping[str, Rows], path: Path) -> None:
+    """PATH_PART.png for the parts that are drawn."""
+    for part in [part for part in PICTURES if part in parts]:
+        PICTURES[part](parts[part], file_of(part, path))
+
+
+def with_null(row: Row) -> dict[str, list[float]]:
+    """Cosines by layer, with the mean that vectors which sum to zero have whatever they are, if alike in length."""
+    found: dict[str, list[float]] = row["by_layer"]
+    return found | {"forced": [-1 / (len(row["names"]) - 1)] * len(row["layers"])}
+
+
+def draw_vectors(rows: Rows, path: Path) -> None:
+    """Cosines by layer, and the samples' differences in two dimensions."""
+    row, titles = rows[-1], {"same": "halves of a task's samples", "raw": "two tasks", "centred": "two tasks, centred"}
+    titles |= {"shuffled": "null: other tasks' zero-shot states", "signs": "null: random signs"}
+    titles |= {"random": "null: random directions (absolute)", "forced": "null: forced by centring"}
+    by_layer = with_null(row)
+    with picture(path, (10, 4.2), columns=2) as axes:
+        from matplotlib import colormaps
+
+        left, right = axes[0]
+        lines = {title: (row["layers"], by_layer[key]) for key, title in titles.items()}
+        styles = ["--" if title.startswith("null") else "-" for title in lines]
+        plot(left, lines, styles, xlabel="layer", ylabel="mean cosine", title="Difference vectors of tasks, by layer")
+        left.legend(frameon=False, fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+        for number, (name, points) in enumerate(zip(row["names"], row["points"], strict=True)):
+            right.scatter(*np.array(points).T, s=14, label=name, color=colormaps["tab20"](number % 20))
+        right.set(xlabel="first component", ylabel="second component", title="Each sample's difference, all layers")
+        right.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def draw_samples(rows: Rows, path: Path) -> None:
+    """Lines over the number of samples, over the pairs and seeds that all numbers have."""
+    counts, lines = sorted({r["labels"] for r in rows}), {}
+    for name, title in (("exact", "cast"), ("prompted", "cross-task few-shot"), ("zero", "zero-shot")):
+        found = [cells(rows, name, labels=n) for n in counts]
+        if shared := set.intersection(*map(set, found)):
+            lines[title] = counts, [float(np.mean([one[key] for key in shared])) for one in found]
+    with picture(path, (6, 4.2)) as axes:
+        axis = axes[0, 0]
+        plot(axis, lines, xlabel="source samples", ylabel="mean exact match")
+        axis.set_xscale("log")
+        axis.set_xticks(counts, [str(n) for n in counts])
+        axis.minorticks_off()
+        axis.set_ylim(bottom=0)
+        axis.legend(frameon=False)
+
+
+def draw_profile(rows: Rows, path: Path) -> None:
+    """One row of panels a site: places by scales."""
+    with picture(path, (10, 6), len(SITES), len(rows)) as axes:
+        for (i, site), (j, row) in [(site, row) for site in enumerate(SITES) for row in enumerate(rows)]:
+            own, title = row[site], f"{row['source']} → {row['target']}: {site}"
+            places = [f"{a}-{b}" if a != b else str(a) for a, b in own["places"]]
+            scales = [f"{scale:g}" for scale in own["scales"]]
+            image = heat_map(axes[i, j], np.array(own["probability"]).T, scales, places, title=title, vmin=0)
+            axes[i, j].figure.colorbar(image, ax=axes[i, j])
+            axes[i, j].set(xlabel="layers", ylabel="scale")
+
+
+SECTIONS = {section.__name__: section for section in (vectors, strategies, samples, variants, wording, profile, cost)}
+PICTURES = {"vectors": draw_vectors, "samples": draw_samples, "profile": draw_profile}
+"""Parts where a picture says more than a table."""

@@ -22,8 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from analysis_parts import CENTRED, VARIANTS, Parts, sources_of
-from analysis_pictures import draw
-from analysis_report import report
+from analysis_report import draw, report
 
 from laai.compare import Options, Row, Runner, Study
 from laai.errors import UserError

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from transfer_breakdown import by_form, by_source, by_target
-from transfer_cells import FEWEST, OURS, WHOLE, Cell, completed, difference, has, pair_of, pooled
+from transfer_cells import FEWEST, OURS, WHOLE, Cell, Cells, completed, difference, has, pair_of, pooled
 from transfer_report import CONTROLS, DRAWN, differences, seed_by_seed, where_the_model_knows
 
 from laai.compare import Row, about, counted, in_one_line, rank_correlation, signed, table
@@ -86,7 +86,7 @@ def tables(rows: Sequence[Row]) -> Tables:
     return found
 
 
-def report(matrices: Mapping[str, Sequence[Cell]], cosines: Tables, facts: Mapping[str, Row]) -> str:
+def report(matrices: Mapping[str, Cells], cosines: Tables, facts: Mapping[str, Row]) -> str:
     """The Markdown report, of each matrix' cells by source, target and seed, and the settings of all files by name."""
     by_matrix = {name: pooled(cells) for name, cells in matrices.items()}
     by_seed = [cell for own in matrices.values() for cell in own]
@@ -109,7 +109,7 @@ def report(matrices: Mapping[str, Sequence[Cell]], cosines: Tables, facts: Mappi
     return "\n".join([*out, *by_target(cells), *by_source(cells), *by_form(cells)]) + "\n"
 
 
-def correlations(matrices: Mapping[str, Sequence[Cell]], cosines: Tables) -> list[list[str]]:
+def correlations(matrices: Mapping[str, Cells], cosines: Tables) -> list[list[str]]:
     """A line for each predictor over all pairs, those of each matrix, and within targets."""
     cells, lines = [cell for own in matrices.values() for cell in own], []
     groups = [("", cells), *((f"the same, {name}", own) for name, own in matrices.items() if len(matrices) > 1)]
@@ -126,7 +126,7 @@ def correlations(matrices: Mapping[str, Sequence[Cell]], cosines: Tables) -> lis
     return lines
 
 
-def predicted(title: str, cells: Sequence[Cell], cosines: Tables) -> list[float | None]:
+def predicted(title: str, cells: Cells, cosines: Tables) -> list[float | None]:
     """What a predictor says of each pair; the gain on development examples is the mean over its seeds."""
     if title in cosines:
         return [cosines[title].get(pair_of(cell)) for cell in cells]
@@ -134,7 +134,7 @@ def predicted(title: str, cells: Sequence[Cell], cosines: Tables) -> list[float 
     return [None if None in some else float(np.mean(some)) for some in gains]
 
 
-def within_targets(x: Values, y: Values, cells: Sequence[Cell]) -> tuple[list[float], list[float], list[Cell]]:
+def within_targets(x: Values, y: Values, cells: Cells) -> tuple[list[float], list[float], list[Cell]]:
     """Both less their means over each target's sources, where there are two or more: what tells sources apart."""
     known = [(a, b, cell) for a, b, cell in zip(x, y, cells, strict=True) if a is not None and b is not None]
     targets = [cell["cast"]["target"] for _, _, cell in known]
@@ -147,7 +147,7 @@ def within_targets(x: Values, y: Values, cells: Sequence[Cell]) -> tuple[list[fl
     return found[kept, 0].tolist(), found[kept, 1].tolist(), [known[i][2] for i in kept]
 
 
-def the_rule(by_seed: Sequence[Cell], cells: Sequence[Cell]) -> list[str]:
+def the_rule(by_seed: Cells, cells: Cells) -> list[str]:
     """What is refused and applied by the rule, and what it saves."""
     lines = []
     for title, helps in (("all", (True, False)), ("applied", (True,)), ("refused", (False,))):
@@ -164,7 +164,7 @@ def the_rule(by_seed: Sequence[Cell], cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def against(cells: Sequence[Cell]) -> list[str]:
+def against(cells: Cells) -> list[str]:
     """Differences between the vector and other methods over the pairs that measured both."""
     others = ("zero-shot", "label prior", "random direction", "cross-task few-shot", WHOLE, "few-shot")
     return [
@@ -184,7 +184,7 @@ def gain(cell: Cell, measure: str) -> float | None:
     return float(np.mean(cell["cast"][measure]) - np.mean(cell["zero-shot"][measure]))
 
 
-def _correlation(x: Values, y: Values, cells: Sequence[Cell]) -> str:
+def _correlation(x: Values, y: Values, cells: Cells) -> str:
     known = [(a, b, pair_of(cell)) for a, b, cell in zip(x, y, cells, strict=True) if a is not None and b is not None]
     if len(known) < 4:
         return "-"

@@ -23,16 +23,27 @@ import argparse
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from transfer_matrix import Matrix
+import torch
+from transfer_cells import at_site
 from transfer_report import beside, report
-from transfer_tasks import SUITES
+from transfer_tasks import SUITES, Tasks
 
-from laai.compare import Options, Row, Runner, Study
+import cast
+from cast.extraction import label_prior, of_equal_norm, own_seed, with_label_prior
+from cast.transfers import likeliest, placements_by_site
+from laai.compare import Options, Row, Runner, Study, compare, only
 from laai.errors import UserError
+from laai.evaluation import Arm, Measured, calibrated_choices
 from laai.models import LanguageModel
-from laai.vocabulary import SITES, STRATEGIES
+from laai.prompts import Shown, Template, demonstrations_of
+from laai.runtime import FewShotDataModule
+from laai.steering import Intervention
+from laai.tasks import Example, Task
+from laai.vocabulary import SITES, STRATEGIES, Strategy
 
 ALONE = ("zero-shot", "few-shot", "few-shot, more labels")
 CONTROLS = ("cross-task few-shot", "random direction", "random samples", "each site")
@@ -87,6 +98,131 @@ def cells(options: Options) -> list[Row]:
     pairs = [(s, t, seed, "cast") for seed in seeds for s in sources for t in targets if s != t]
     axes = ("source", "target", "seed", "method")
     return [dict(zip(axes, cell, strict=True)) for cell in (*alone, *pairs)]
+
+
+class Matrix(Tasks):
+    """Cells of the matrix; vectors of a source and prefixes of a target's queries are made once."""
+
+    def __init__(self, model: LanguageModel, options: Options) -> None:
+        super().__init__(options)
+        self._model = model
+        self._vectors: dict[tuple[Task, int, str], Intervention] = {}
+
+    def vector(self, source: Task, seed: int, strategy: Strategy) -> Intervention:
+        """The vector of a source."""
+        key = (source, seed, strategy)
+        if key not in self._vectors:
+            o = self.options
+            self._vectors[key] = cast.extract(
+                self._model, source, samples=o.samples, shots=min(o.shots, o.samples - 1), strategy=strategy,
+                from_selected=True, site=SITES if o.site == "both" else o.site, seed=seed, batch_size=4,
+            )  # fmt: skip
+        return self._vectors[key]
+
+    def calibrates(self, target: str) -> bool:
+        """Whether there may be a label prior: few queries may have the same options by chance, here all have."""
+        task = self.task(target)
+        everyone = (*task.examples, *(task.test_examples or ()))
+        return bool(self.options.label_prior) and len({example.choices for example in everyone}) == 1
+
+    def own(self, target: str, seed: int, rows: Sequence[Row]) -> list[Row]:
+        """The methods that use the target alone, as far as they were not measured."""
+        data, have = self.data(target, seed), measured_in(rows, None, target, seed)
+        template = data.template(self._model.tokenizer)
+        labelled = (*data.splits.train, *data.splits.validation)
+        arms: list[str | Arm] = [name for name in ("zero-shot", "few-shot") if name not in have]
+        if "few-shot, more labels" not in have:
+            more = self.fitting(labelled, template, data)
+            if len(more) > len(data.splits.train):
+                arms.append(Arm("few-shot, more labels", demonstrations=more))
+        if "label prior" not in have and self.calibrates(target):
+            nothing = Intervention.zeros(self._model, "residual", [0])
+            prior = label_prior(self._model, nothing, template, data.splits.validation)
+            arms += [] if prior is None else [Arm("label prior", prior)]
+        return self.measured(arms, data, {"source": None, "target": target, "seed": seed}, {}) if arms else []
+
+    def cell(self, source: str, target: str, seed: int, rows: Sequence[Row]) -> list[Row]:
+        """All other methods on one pair."""
+        o, model, data = self.options, self._model, self.data(target, seed)
+        template, examples = data.template(model.tokenizer), data.splits.validation
+        pool, arms = self.pool(source, target, seed), list[str | Arm]()
+        skip, choices, calibrate = o.skip or (), dict[str, Any](), self.calibrates(target)
+        if "cross-task few-shot" not in {*skip, *measured_in(rows, source, target, seed)}:
+            if (before := self.shown(pool, template, data, seed)) is not None:
+                arms.append(Arm("cross-task few-shot", before=before))
+            else:
+                print(f"{source} -> {target}: no cross-task prompt, 2 demonstrations are over --longest {o.longest}")
+        strategies: dict[str, Strategy] = {"cast": o.select, "random samples": "random"}
+        for name, strategy in strategies.items():
+            if name in skip:
+                continue
+            vector = self.vector(pool, seed, strategy)
+            found = placements_by_site(model, vector, template, examples, calibrate=calibrate, progress=False)
+            tried = {name: likeliest(found)}
+            if name == "cast" and "each site" not in skip:
+                tried |= {at_site(site): choice for site, choice in found.items() if choice != tried[name]}
+            choices |= {called: asdict(choice) for called, choice in tried.items()}
+            steered = {called: choice.of(vector) for called, choice in tried.items()}
+            if name == "cast" and "random direction" not in skip:
+                steered["random direction"] = of_equal_norm(model, steered[name], own_seed(seed, source, target))
+            for called, bare in steered.items():
+                arms.append(Arm(called, with_label_prior(model, bare, template, examples) if calibrate else bare))
+        made = self.measured(arms, data, {"source": source, "target": target, "seed": seed}, choices)
+        if len(choices.keys() - strategies.keys()):
+            (ours,) = only(made, method="cast")
+            made.append(ours | {"method": at_site(choices["cast"]["site"])})
+        return made
+
+    def measured(self, arms: Sequence[str | Arm], data: FewShotDataModule, pair: Row, places: Row) -> list[Row]:
+        """A row for each arm."""
+        made: list[Row] = []
+        for one in compare(self._model, data, arms, engine=self.engine(self._model, pair["target"], pair["seed"])):
+            measured = sorted(one.measured, key=lambda m: m.row)
+            row = pair | one.as_row()
+            row["calibrated"], row["chance"] = calibrated(measured, data.splits.test), chance(data.splits.test)
+            made.append(row | {"choice_of_place": places.get(one.arm.name)} | self.demonstrations(one.arm))
+        return made
+
+    def demonstrations(self, arm: Arm) -> Row:
+        """How many demonstrations a prompt shows, and how many more there were to show."""
+        o, shown = self.options, len(arm.before.examples if arm.before else arm.demonstrations)
+        offered = {"cross-task few-shot": o.samples, "few-shot, more labels": o.shots + o.development}
+        return {"shown": shown, "left_out": offered.get(arm.name, shown) - shown}
+
+    def shown(self, pool: Task, template: Template, data: FewShotDataModule, seed: int) -> Shown | None:
+        """As many source examples as the vector has samples, or as the longest query leaves room for; None below 2."""
+        for count in range(self.options.samples, 1, -1):
+            shown = demonstrations_of(pool, count, seed)
+            if self.fitting(shown.examples, Template(template.tokenizer, pool), data) == shown.examples:
+                return shown
+        return None
+
+    def fitting(self, examples: Sequence[Example], template: Template, data: FewShotDataModule) -> tuple[Example, ...]:
+        """The first of the examples that fit before the longest query of `data`."""
+        own = data.template(template.tokenizer)
+        longest = max(len(own.encode(e.input).prompt) for e in data.splits.test)
+        room = self.options.longest - longest
+        lengths = [len(template.encode("", examples[: n + 1]).prompt) for n in range(len(examples))]
+        return tuple(examples[: sum(length <= room for length in lengths)])
+
+
+def measured_in(rows: Sequence[Row], source: str | None, target: str, seed: int) -> set[str]:
+    """Methods that were measured already on a pair; on the target alone, without a source."""
+    return {row["method"] for row in only(rows, source=source, target=target, seed=seed)}
+
+
+def calibrated(measured: Sequence[Measured], examples: Sequence[Example]) -> list[int | None]:
+    """Whether forced choice is right once the leaning to some labels is off; None unless all have the same options."""
+    if not measured or len({examples[m.row].choices for m in measured}) > 1 or not measured[0].options:
+        return [None] * len(measured)
+    found = calibrated_choices(torch.tensor([m.options for m in measured])).tolist()
+    return [int(one == examples[m.row].label) for one, m in zip(found, measured, strict=True)]
+
+
+def chance(examples: Sequence[Example]) -> float | None:
+    """Forced choice by guessing; None where there are no choices."""
+    found = [1 / len(example.choices) for example in examples if example.choices]
+    return sum(found) / len(found) if found else None
 
 
 def runner(model: LanguageModel, options: Options) -> Runner:

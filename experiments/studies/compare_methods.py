@@ -17,20 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import laai
-from laai.compare import (
-    COLOURS,
-    Options,
-    Row,
-    Runner,
-    Study,
-    compare,
-    distinct,
-    number,
-    picture,
-    plot,
-    ratio_interval,
-    table,
-)
+from laai.compare import COLOURS, Options, Row, Runner, Study, compare, number, picture, plot, ratio_interval, table
 from laai.methods import METHODS
 from laai.models import LanguageModel
 from laai.runtime import FewShotDataModule
@@ -76,7 +63,7 @@ def mean(rows: Sequence[Row], method: str, task: str | None = None, key: str = "
 
 def report(rows: list[Row], facts: Row, options: Options) -> str:
     """Exact match by task and method in Markdown, and the comparison with few-shot prompting."""
-    tasks, methods = sorted(distinct(rows, "task")), options.methods
+    tasks, methods = sorted({row["task"] for row in rows}), options.methods
     lines = [[task, *(f"{mean(rows, m, task):.2f}" for m in methods)] for task in tasks]
     lines.append(["**mean**", *(f"**{mean(rows, m):.3f}**" for m in methods)])
     for key, title in (("choice_accuracy", "mean forced choice"), ("nll", "mean NLL")):
@@ -104,7 +91,7 @@ def ratio(rows: Sequence[Row]) -> str:
 
 def draw(rows: list[Row], facts: Row, options: Options) -> None:
     """Exact match by task: one dot a method, a line from few-shot to LAAI."""
-    tasks = sorted(sorted(distinct(rows, "task")), key=lambda task: mean(rows, "laai", task))
+    tasks = sorted(sorted({row["task"] for row in rows}), key=lambda task: mean(rows, "laai", task))
     means = {name: [mean(rows, name, task) for task in tasks] for name in COLOURS if name in options.methods}
     with picture(options.plot, (8, 0.36 * len(tasks) + 1.4)) as axes:
         axis, places = axes[0, 0], list(range(len(tasks)))

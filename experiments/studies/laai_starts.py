@@ -55,9 +55,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--at_steps", nargs="+", type=int, default=[], help="also measure after so many steps")
     parser.add_argument("--queries", type=int, default=50, help="test queries of a task (default: 50)")
     parser.add_argument("--site", choices=("heads", "residual"), default="heads")
-    parser.add_argument(
-        "--distill", type=float, help="weight of the divergence from few-shot answers (default: LAAI's)"
-    )
+    distill = "weight of the divergence from few-shot answers (default: LAAI's)"
+    parser.add_argument("--distill", type=float, help=distill)
     parser.set_defaults(steps=STEPS)
 
 

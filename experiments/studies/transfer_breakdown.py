@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
 
 import numpy as np
 from scipy.stats import binom
-from transfer_cells import OURS, Cell, above_chance, changes_of, difference, has, having, mean
+from transfer_cells import OURS, Cell, Cells, above_chance, changes_of, difference, has, having, mean
 
 from laai.compare import number, table
-
-Cells = Sequence[Cell]
 
 # The form of a task's answers. `options`: one of the options that the query lists, written out, not its letter.
 OPTIONS = ("arc_challenge", "arc_easy", "commonsense_qa", "medmcqa", "race", "sciq", "social_i_qa")
@@ -80,12 +77,8 @@ def chance(cells: Cells) -> float:
 
 def _what_shows_no_knowledge(cells: Cells) -> list[str]:
     """A sentence on the targets where zero-shot forced choice is not above chance, and on what scores it otherwise."""
-    targets = {
-        target: [cell for cell in own if has(cell, "zero-shot", "choice")]
-        for target, own in _grouped(cells, "target").items()
-        if not np.isnan(chance(own))
-    }
-    tested = {target: own for target, own in targets.items() if own}
+    scored = _grouped([cell for cell in cells if has(cell, "zero-shot", "choice")], "target")
+    tested = {target: own for target, own in scored.items() if not np.isnan(chance(own))}
     guessed = {target: own for target, own in tested.items() if not any(map(above_chance, own))}
     if not guessed:
         return []

@@ -13,6 +13,7 @@ from laai.evaluation import Interval, share_interval
 
 Cell = dict[str, Row]
 """Method -> row, of a source, a target and a seed (`completed`), or of all a pair's seeds together (`pooled`)."""
+Cells = Sequence[Cell]
 
 OWN = ("zero-shot", "few-shot", "few-shot, more labels", "label prior")
 """Methods that use the target alone."""
@@ -45,7 +46,7 @@ def completed(rows: Sequence[Row]) -> list[Cell]:
     return list(cells.values())
 
 
-def pooled(cells: Sequence[Cell]) -> list[Cell]:
+def pooled(cells: Cells) -> list[Cell]:
     """One cell for each pair of tasks: its seeds' queries together, so that a pair counts once whatever it has of them.
 
     Methods that not all of a pair's seeds have are left out of it. `seed` holds all of them, and `choice_of_place` a
@@ -79,18 +80,18 @@ def pair_of(cell: Cell) -> tuple[str, str]:
     return cell["cast"]["source"], cell["cast"]["target"]
 
 
-def having(cells: Sequence[Cell], a: str, b: str, measure: str) -> list[Cell]:
+def having(cells: Cells, a: str, b: str, measure: str) -> list[Cell]:
     """The cells that measured both methods."""
     return [cell for cell in cells if has(cell, a, measure) and has(cell, b, measure)]
 
 
-def changes_of(cells: Sequence[Cell], a: str, b: str, measure: str) -> list[NDArray[np.float64]]:
+def changes_of(cells: Cells, a: str, b: str, measure: str) -> list[NDArray[np.float64]]:
     """a − b by query, of the cells that have both."""
     known = having(cells, a, b, measure)
     return [np.array(cell[a][measure], dtype=float) - np.array(cell[b][measure]) for cell in known]
 
 
-def paired(cells: Sequence[Cell], a: str, b: str, measure: str) -> Interval:
+def paired(cells: Cells, a: str, b: str, measure: str) -> Interval:
     """Mean of a − b over cells, each the mean over its queries; sources, targets and their queries are resampled."""
     known, values = having(cells, a, b, measure), changes_of(cells, a, b, measure)
     blocks = []  # cells of one target and seed share their queries
@@ -102,7 +103,7 @@ def paired(cells: Sequence[Cell], a: str, b: str, measure: str) -> Interval:
     return crossed_interval(values, [pair_of(cell) for cell in known], blocks)
 
 
-def difference(cells: Sequence[Cell], a: str, b: str, measure: str) -> str:
+def difference(cells: Cells, a: str, b: str, measure: str) -> str:
     """`paired` as the reports show it; without an interval where there are fewer than `FEWEST` on a side."""
     found = paired(cells, a, b, measure)
     sides = zip(*(pair_of(cell) for cell in having(cells, a, b, measure)), strict=True)
@@ -110,7 +111,7 @@ def difference(cells: Sequence[Cell], a: str, b: str, measure: str) -> str:
     return signed(found, found.n, few=counted(found.n, "pair") if few else None)
 
 
-def mean(cells: Sequence[Cell], method: str, measure: str) -> float:
+def mean(cells: Cells, method: str, measure: str) -> float:
     """Mean over the cells that have it; a number for a cell, or one for each of its queries."""
     values = [np.mean(c[method][measure]) for c in cells if has(c, method, measure)]
     return float(np.mean(values)) if values else float("nan")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transfer_cells import OURS, WHOLE, Cell, above_chance, completed, difference, has, mean, pair_of, pooled
+from transfer_cells import OURS, WHOLE, Cell, Cells, above_chance, completed, difference, has, mean, pair_of, pooled
 
 from laai.compare import Options, Row, about, heat_map, number, picture, table
 from laai.files import write_atomically
@@ -60,7 +60,7 @@ def report(rows: list[Row], facts: Row, options: Options | None = None) -> str:
     return "\n".join([*out, *seed_by_seed(by_seed), *pairs(cells)]) + "\n"
 
 
-def _means(cells: Sequence[Cell]) -> list[list[str]]:
+def _means(cells: Cells) -> list[list[str]]:
     """A line for each method that was measured."""
     lines = []
     for method in METHODS:
@@ -73,14 +73,14 @@ def _means(cells: Sequence[Cell]) -> list[list[str]]:
 
 
 def differences(
-    cells: Sequence[Cell], methods: Sequence[str], others: Sequence[str], measures: Sequence[str] | Row
+    cells: Cells, methods: Sequence[str], others: Sequence[str], measures: Sequence[str] | Row
 ) -> list[list[str]]:
     """A line for each method and other, and a difference for each measure."""
     pairs = [(method, other) for method in methods for other in others]
     return [[f"{a} − {b}", *(difference(cells, a, b, measure) for measure in measures)] for a, b in pairs]
 
 
-def seed_by_seed(cells: Sequence[Cell]) -> list[str]:
+def seed_by_seed(cells: Cells) -> list[str]:
     """The main differences by seed, where there are several."""
     by_seed = {s: [c for c in cells if c["cast"]["seed"] == s] for s in sorted({c["cast"]["seed"] for c in cells})}
     if len(by_seed) < 2:
@@ -91,7 +91,7 @@ def seed_by_seed(cells: Sequence[Cell]) -> list[str]:
     return ["Seed by seed, `cast` against others:", "", *table(head, found), ""]
 
 
-def held_to_options(cells: Sequence[Cell]) -> list[str]:
+def held_to_options(cells: Cells) -> list[str]:
     """CAST's exact match beside what decoding that can say nothing but options would give, with and without vectors.
 
     Taking the likeliest option repairs the form of answers without a vector: what is right then is what forced choice
@@ -121,7 +121,7 @@ def held_to_options(cells: Sequence[Cell]) -> list[str]:
     return out
 
 
-def where_the_model_knows(cells: Sequence[Cell]) -> list[str]:
+def where_the_model_knows(cells: Cells) -> list[str]:
     """Forced choice where there is knowledge to lose: over targets whose zero-shot forced choice is above chance."""
     known = [cell for cell in cells if above_chance(cell)]
     if not known:
@@ -138,7 +138,7 @@ def where_the_model_knows(cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def pairs(cells: Sequence[Cell]) -> list[str]:
+def pairs(cells: Cells) -> list[str]:
     """One line for each pair of `pooled` cells: exact match / forced choice of each method."""
 
     def shown(cell: Cell, method: str) -> str:
@@ -167,7 +167,7 @@ def beside(rows: list[Row], facts: Row, options: Options) -> None:
     draw(pooled(cells), path.with_suffix(".png"))
 
 
-def as_csv(cells: Sequence[Cell]) -> str:
+def as_csv(cells: Cells) -> str:
     """All rows as CSV."""
     keys = ["source", "target", "seed", "method", "exact_match", "exact_match_low", "exact_match_high"]
     keys += ["choice_accuracy", "choice_accuracy_low", "choice_accuracy_high", "nll", "n", "prompt_tokens"]
@@ -179,7 +179,7 @@ def as_csv(cells: Sequence[Cell]) -> str:
     return file.getvalue()
 
 
-def draw(pairs: Sequence[Cell], path: Path) -> None:
+def draw(pairs: Cells, path: Path) -> None:
     """Gains over zero-shot by source and target: of the vector and of the random control, in both measures."""
     cells = {pair_of(cell): [cell] for cell in pairs}
     sources, targets = (sorted(set(side)) for side in zip(*cells, strict=True))

@@ -18,14 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pair_cells import Found, cells, difference, mean, over, short
-from transfer_tasks import find_task, thinned
+from transfer_tasks import Tasks
 
 import cast
 from cast.transfers import source_development
 from laai.compare import Options, Row, Runner, Study, about, distinct, only, table
 from laai.errors import UserError
 from laai.models import LanguageModel
-from laai.runtime import FewShotDataModule
 from laai.tasks import without
 
 METHODS = ("zero-shot", "label prior", "random direction", "cast", "cast, if it helps")
@@ -72,17 +71,16 @@ def runner(model: LanguageModel, options: Options) -> Runner:
 
     def run(setting: Row, _: list[Row], __: Sequence[Row]) -> list[Row]:
         seed, development = setting["seed"], setting["development"]
-        task, names = find_task(setting["target"], options.data), setting["source"].split("+")
-        data = FewShotDataModule(task, options.shots, seed=seed, validation=development, test=options.queries)
-        seen = {example.input for example in (*data.splits.test, *data.splits.validation)}
-        pools = [thinned(without(find_task(name, options.data), seen), options.pool, seed) for name in names]
+        tasks = Tasks(Options(**vars(options) | {"development": development}))
+        names = setting["source"].split("+")
+        pools = [tasks.pool(name, setting["target"], seed) for name in names]
         if development:  # else `transfer` takes these off itself, to choose on them
             held_out = {example.input for example in source_development(pools[0], seed)}
             pools = [without(pool, held_out) for pool in pools]
         found = cast.transfer(
-            model, pools, task, development=development, test=options.queries, samples=options.samples // len(names),
-            shots=options.shots, refuse=False, by_layer=options.by_layer, baselines=BASELINES, seed=seed,
-            progress=False, batch_size=4,
+            model, pools, tasks.task(setting["target"]), development=development, test=options.queries,
+            samples=options.samples // len(names), shots=options.shots, refuse=False, by_layer=options.by_layer,
+            baselines=BASELINES, seed=seed, progress=False, batch_size=4,
         )  # fmt: skip
         choice = found.choice
         common = setting | {"layers": [choice.layers[0], choice.layers[-1]], "scale": choice.scale, "site": choice.site}

@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def matrix(scripts):
-    return scripts("cast_transfer", "transfer_report", "transfer_matrix")
+    return scripts("cast_transfer", "transfer_report")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def run(matrix, monkeypatch, tiny_folder, folder, *more):
 
 
 def test_the_matrix(matrix, monkeypatch, tiny_folder, folder, capsys):
-    cast_transfer, cast_report, _ = matrix
+    cast_transfer, cast_report = matrix
     found = run(matrix, monkeypatch, tiny_folder, folder)
     cells = cast_report.completed(found["rows"])
     assert [(c["cast"]["source"], c["cast"]["target"]) for c in cells] == [
@@ -102,18 +102,18 @@ def test_a_prompt_that_is_too_long_is_left_out(matrix, monkeypatch, tiny_folder,
 
 
 def test_what_a_cell_has_is_not_measured_again(matrix, monkeypatch, tiny_folder, folder):
-    *_, transfer_matrix = matrix
+    study, _ = matrix
     found = run(matrix, monkeypatch, tiny_folder, folder, "--targets", "two")
     steered = ("cast", "random direction", "random samples", "cast, heads only", "cast, residual only")
     cut = [row for row in found["rows"] if row["method"] not in steered]
     (folder / "out.json").write_text(json.dumps(found | {"rows": cut}))
-    compared, compare = [], transfer_matrix.compare
+    compared, compare = [], study.compare
 
     def noting(model, data, arms, **options):
         compared.extend(arm.name for arm in arms)
         return compare(model, data, arms, **options)
 
-    monkeypatch.setattr(transfer_matrix, "compare", noting)
+    monkeypatch.setattr(study, "compare", noting)
     again = run(matrix, monkeypatch, tiny_folder, folder, "--targets", "two")
     assert [name for name in compared if " only" not in name] == ["cast", "random direction", "random samples"]
     assert len(compared) == 4, "the site that was chosen is not measured twice"
