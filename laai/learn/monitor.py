@@ -77,8 +77,8 @@ class Monitor(pl.Callback):
         }
         if len({len(part) for part in self._last}) == 1 and len(self._last[0]) > 1:
             figures["vectors/norm by head"] = heat_map(torch.stack(self._last), layers, "head", "layer")
-        if module.validated:
-            losses = torch.stack(module.validated, dim=1)
+        if module.scoring.validated:
+            losses = torch.stack(module.scoring.validated, dim=1)
             rows = list(range(len(losses)))
             figures["val/NLL by example"] = heat_map(losses, rows, "validation", "example", "NLL per answer token")
         return figures

@@ -84,10 +84,7 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 def check_belongs(
-    checkpoint: Mapping[str, Any],
-    identity: Mapping[str, str | None],
-    names: Iterable[str],
-    data: Mapping[str, Any],
+    checkpoint: Mapping[str, Any], identity: Mapping[str, str | None], names: Iterable[str], data: Mapping[str, Any]
 ) -> None:
     """Refuse a checkpoint of another model or other data, or one whose vectors are not exactly those named.
 
