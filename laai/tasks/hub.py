@@ -45,10 +45,8 @@ def load_hub(name: str, columns: Mapping[str, str]) -> Task:
     revision = columns.get("revision")
     train = _examples(_dataset(name, columns.get("split", "train"), revision), fields, where)
     test = None
-    if "test_split" in columns:
-        test = tuple(
-            _examples(_dataset(name, columns["test_split"], revision), fields, f"{where}, {columns['test_split']}")
-        )
+    if split := columns.get("test_split"):
+        test = tuple(_examples(_dataset(name, split, revision), fields, f"{where}, {split}"))
     return Task(name.strip("/").replace("/", "-"), tuple(train), test, source=where)
 
 
