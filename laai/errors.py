@@ -61,9 +61,7 @@ def ends_in_one_line(resume: str = "") -> Iterator[None]:
     except KeyboardInterrupt:
         said, code = "\ninterrupted\n", 130
     except SystemExit as end:
-        if isinstance(
-            end.__context__, KeyboardInterrupt
-        ):  # Lightning makes the one the other, with code 1, in its loops
+        if isinstance(end.__context__, KeyboardInterrupt):  # which Lightning's loops turn into it, with code 1
             said, code = "" if resume else "\ninterrupted\n", 130
         elif type(end) is not SystemExit and end.code is None:  # Lightning's own for SIGTERM
             said, code = "", 143

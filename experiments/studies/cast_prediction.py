@@ -22,8 +22,8 @@ from transfer_breakdown import by_form, by_source, by_target
 from transfer_cells import FEWEST, OURS, WHOLE, Cell, Cells, completed, difference, has, pair_of, pooled
 from transfer_report import CONTROLS, DRAWN, differences, seed_by_seed, where_the_model_knows
 
-from laai.compare import Row, about, counted, in_one_line, rank_correlation, signed, table
-from laai.errors import UserError
+from laai.compare import Row, about, counted, rank_correlation, signed, table
+from laai.errors import UserError, ends_in_one_line
 from laai.files import write_atomically
 
 Tables = Mapping[str, Mapping[tuple[str, str], float]]
@@ -38,6 +38,7 @@ COSINES = {
 DEVELOPMENT = "gain on development examples"
 
 
+@ends_in_one_line()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the files and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--matrix", **several, default=[RESULTS / f"cast_transfer_{suite}.json" for suite in suites])
     parser.add_argument("--vectors", **several, default=[RESULTS / f"cast_{name}.json" for name in vectors])
     parser.add_argument("--output", type=Path, default=RESULTS / "cast_prediction.md")
-    in_one_line(lambda: run(parser.parse_args(arguments)))
+    run(parser.parse_args(arguments))
 
 
 def run(options: argparse.Namespace) -> None:

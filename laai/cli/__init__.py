@@ -2,7 +2,4 @@
 
 from laai.cli.main import learn, main
 
-__all__ = [
-    "learn",
-    "main",
-]
+__all__ = ["learn", "main"]

@@ -48,14 +48,8 @@ def _run(options: Any) -> None:
         path = vector.save(output)
         if trainer.num_nodes == 1:
             discard(partial)
-        sites = " and ".join(vector.sites)
-        sys.stdout.write(
-            f"{len(vector)} vectors at {sites} on layers {vector.layers[0]} to {vector.layers[-1]}: {path}\n"
-        )
-        steady = [
-            f"{cosine:.2f} at {site}" for site, cosine in (vector.provenance.cast or {}).get("steadiness", {}).items()
-        ]
-        if steady:
-            sys.stdout.write(
-                f"as many other samples would give a vector of cosine {', '.join(steady)} with it, or so\n"
-            )
+        sites, layers = " and ".join(vector.sites), f"{vector.layers[0]} to {vector.layers[-1]}"
+        sys.stdout.write(f"{len(vector)} vectors at {sites} on layers {layers}: {path}\n")
+        if cosines := (vector.provenance.cast or {}).get("steadiness"):
+            steady = ", ".join(f"{cosine:.2f} at {site}" for site, cosine in cosines.items())
+            sys.stdout.write(f"as many other samples would give a vector of cosine {steady} with it, or so\n")

@@ -15,23 +15,19 @@ Parsers = Any  # argparse's own class for this has a private name
 def add_command(commands: Parsers, name: str, run: Callable[[Any], None], help: str, examples: str) -> Any:
     """Add a command whose help ends in examples; returns its parser."""
     parser = commands.add_parser(
-        name,
-        help=help,
-        description=f"{help[0].upper()}{help[1:]}.",
-        epilog=f"examples:\n{examples}",
+        name, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    )  # fmt: skip
     parser.set_defaults(run=run)
     return parser
 
 
 def add_model_options(parser: Any, default: str | None = "default") -> None:
     """Options that say which model runs, and how."""
+    add = parser.add_argument
     origin = "the one the file was made for" if default is None else default
-    parser.add_argument(
-        "--base_model", default=default, help=f"default, hub id, folder or GGUF file (default: {origin})"
-    )
-    parser.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or auto (default: float32)")
+    add("--base_model", default=default, help=f"default, hub id, folder or GGUF file (default: {origin})")
+    add("--dtype", default="float32", help="float32, bfloat16, float16 or auto (default: float32)")
 
 
 def add_columns(parser: Any, option: str = "columns", of: str = "") -> None:
@@ -39,13 +35,8 @@ def add_columns(parser: Any, option: str = "columns", of: str = "") -> None:
 
     And `instruction`, a text, for any task. `of`: for the help, which data the option is about.
     """
-    parser.add_argument(
-        f"--{option}",
-        nargs="+",
-        default=[],
-        metavar="FIELD=COLUMN",
-        help=f"{of}say, input=text output=answer split=validation; instruction='…' is what prompts begin with",
-    )
+    said = f"{of}say, input=text output=answer split=validation; instruction='…' is what prompts begin with"
+    parser.add_argument(f"--{option}", nargs="+", default=[], metavar="FIELD=COLUMN", help=said)
 
 
 def columns_of(options: Any, option: str = "columns") -> dict[str, str]:
@@ -58,32 +49,23 @@ def columns_of(options: Any, option: str = "columns") -> dict[str, str]:
 
 def add_samples(parser: Any, shared: str) -> None:
     """Options of `trainer_of`, whose devices share what is named, which samples are read, and how they are shown."""
-    parser.add_argument(
-        "--devices", default="1", help=f"devices that share the {shared}: a number, or auto (default: 1)"
-    )
-    parser.add_argument(
-        "--num_nodes",
-        type=int,
-        default=1,
-        help="machines with so many devices each, as torchrun or SLURM starts them; an interrupted run starts anew",
-    )
-    parser.add_argument("--precision", default="32-true", help="Lightning's precision (default: 32-true)")
-    parser.add_argument("--samples", type=int, default=50, help="source samples (default: 50)")
-    parser.add_argument("--shots", type=int, default=5, help="demonstrations in each few-shot prompt (default: 5)")
-    parser.add_argument("--select", choices=STRATEGIES, default="random", help="choice of samples (default: random)")
-    parser.add_argument(
-        "--encoder", help="sentence encoder by which --select compares samples (default: the model itself)"
-    )
-    parser.add_argument("--kind", choices=KINDS, default="difference", help="few_shot: without subtracting (ablation)")
-    parser.add_argument(
-        "--positions", choices=POSITIONS, default="last_prompt", help="tokens that are steered (default: last_prompt)"
-    )
-    parser.add_argument("--preserve_norm", action="store_true", help="steering will leave each activation's norm")
-    parser.add_argument("--batch_size", type=int, default=16, help="samples read at a time (default: 16)")
-    parser.add_argument("--shared_shots", action="store_true", help="the same demonstrations for all samples: faster")
-    parser.add_argument("--from_selected", action="store_true", help="demonstrations from the chosen samples alone")
-    parser.add_argument("--style", choices=STYLES, default="plain", help="prompt style (default: plain)")
-    parser.add_argument("--seed", type=int, default=0, help="draws samples and demonstrations (default: 0)")
+    add = parser.add_argument
+    machines = "machines with so many devices each, as torchrun or SLURM starts them; an interrupted run starts anew"
+    add("--devices", default="1", help=f"devices that share the {shared}: a number, or auto (default: 1)")
+    add("--num_nodes", type=int, default=1, help=machines)
+    add("--precision", default="32-true", help="Lightning's precision (default: 32-true)")
+    add("--samples", type=int, default=50, help="source samples (default: 50)")
+    add("--shots", type=int, default=5, help="demonstrations in each few-shot prompt (default: 5)")
+    add("--select", choices=STRATEGIES, default="random", help="choice of samples (default: random)")
+    add("--encoder", help="sentence encoder by which --select compares samples (default: the model itself)")
+    add("--kind", choices=KINDS, default="difference", help="few_shot: without subtracting (ablation)")
+    add("--positions", choices=POSITIONS, default="last_prompt", help="tokens that are steered (default: last_prompt)")
+    add("--preserve_norm", action="store_true", help="steering will leave each activation's norm")
+    add("--batch_size", type=int, default=16, help="samples read at a time (default: 16)")
+    add("--shared_shots", action="store_true", help="the same demonstrations for all samples: faster")
+    add("--from_selected", action="store_true", help="demonstrations from the chosen samples alone")
+    add("--style", choices=STYLES, default="plain", help="prompt style (default: plain)")
+    add("--seed", type=int, default=0, help="draws samples and demonstrations (default: 0)")
 
 
 def samples_of(options: Any) -> dict[str, Any]:

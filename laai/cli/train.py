@@ -87,12 +87,8 @@ class TrainCLI(LightningCLI):
         """`--cast.*` sets how another task's CAST vector is extracted; the rest says when to stop."""
         parser.add_class_arguments(CastStart, "cast", sub_configs=True)
         parser.add_argument("--stop_at_loss", type=float, default=0.1, help="stop once the training loss is below this")
-        parser.add_argument(
-            "--patience",
-            type=int,
-            default=3,
-            help="with --data.validation, instead: stop after this many validations without progress",
-        )
+        patience = "with --data.validation, instead: stop after this many validations without progress"
+        parser.add_argument("--patience", type=int, default=3, help=patience)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """`--trainer.default_root_dir` is where runs go, unless the logger says otherwise."""

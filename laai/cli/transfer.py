@@ -29,27 +29,20 @@ def add_transfer(commands: Parsers) -> None:
         "source. A vector that is not expected to help is neither applied nor written; --always does both. With\n"
         "--output or --json an interrupted run keeps what it has extracted, and goes on from there if repeated.",
     )  # fmt: skip
-    parser.add_argument(
-        "--source", required=True, nargs="+", help="tasks whose vectors are combined; NAME=WEIGHT to weigh"
-    )
-    parser.add_argument("--target", required=True, help="built-in task, file, folder, or hf:NAME")
-    parser.add_argument(
-        "--development", type=int, default=20, help="labelled target examples to choose on (default: 20)"
-    )
-    parser.add_argument("--test", type=int, default=100, help="test queries at most (default: 100)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--source", required=True, nargs="+", help="tasks whose vectors are combined; NAME=WEIGHT to weigh")
+    add("--target", required=True, help="built-in task, file, folder, or hf:NAME")
+    add("--development", type=int, default=20, help="labelled target examples to choose on (default: 20)")
+    add("--test", type=int, default=100, help="test queries at most (default: 100)")
+    add(
         "--site", choices=[*SITES, "both"], default="both", help="where vectors are added (both: where they serve best)"
     )
-    parser.add_argument("--centre", nargs="+", default=[], metavar="TASK", help="tasks whose mean vector is taken off")
-    parser.add_argument(
-        "--always", action="store_true", help="apply and write a vector that is not expected to help too"
-    )
-    parser.add_argument(
-        "--no_label_prior", action="store_true", help="leave the vector's leaning to some labels as it is"
-    )
-    parser.add_argument("--by_layer", action="store_true", help="choose a scale for each sixth of the layers: slower")
-    parser.add_argument("--output", help="write the chosen vector to this file")
-    parser.add_argument("--json", help="write the choice and the rows to this file")
+    add("--centre", nargs="+", default=[], metavar="TASK", help="tasks whose mean vector is taken off")
+    add("--always", action="store_true", help="apply and write a vector that is not expected to help too")
+    add("--no_label_prior", action="store_true", help="leave the vector's leaning to some labels as it is")
+    add("--by_layer", action="store_true", help="choose a scale for each sixth of the layers: slower")
+    add("--output", help="write the chosen vector to this file")
+    add("--json", help="write the choice and the rows to this file")
     add_samples(parser, "samples and test queries")
     add_columns(parser, of="of all tasks that are not built in, and an instruction of all tasks: ")
     add_columns(parser, "target_columns", "of the target alone, instead of --columns: ")

@@ -12,11 +12,11 @@ from laai.compare.statistics import (
     ratio_interval,
     spearman,
 )
-from laai.compare.study import Options, Runner, Study, in_one_line
+from laai.compare.study import Options, Runner, Study
 from laai.compare.tables import Row, about, counted, distinct, number, only, signed, table
 
 __all__ = [
     "COLOURS", "OTHERS", "Cell", "Options", "Row", "Rows", "Runner", "Study", "about", "compare", "counted",
-    "crossed_interval", "crossed_weights", "distinct", "heat_map", "in_one_line", "number", "only", "over_tasks",
+    "crossed_interval", "crossed_weights", "distinct", "heat_map", "number", "only", "over_tasks",
     "picture", "plot", "rank_correlation", "ratio_interval", "signed", "spearman", "table",
 ]  # fmt: skip

@@ -13,15 +13,10 @@ from laai.runtime import FewShotDataModule, Trainer, quiet_trainer
 
 
 def compare(
-    model: LanguageModel,
-    data: FewShotDataModule,
-    methods: Iterable[str | Arm],
-    *,
-    made: Mapping[str, Any] | None = None,
-    options: Mapping[str, Mapping[str, Any]] | None = None,
-    trainer: Trainer | None = None,
-    engine: Engine | None = None,
-) -> list[Evaluation]:
+    model: LanguageModel, data: FewShotDataModule, methods: Iterable[str | Arm], *,
+    made: Mapping[str, Any] | None = None, options: Mapping[str, Mapping[str, Any]] | None = None,
+    trainer: Trainer | None = None, engine: Engine | None = None,
+) -> list[Evaluation]:  # fmt: skip
     """Measure methods on the test examples of `data`; returns the evaluations in order, of which each is a row.
 
     Args:

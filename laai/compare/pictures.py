@@ -76,9 +76,8 @@ def plot(
         size = (4.5 if style else 6) + above * (0.5 if style else 1.2)
         marker = "o" if not style or len(points[0]) <= MOST_DOTS else None
         look = {"marker": marker, "markersize": size, "linestyle": style or "none"}
-        axis.plot(
-            *points, label=name, color=colours.get(name, OTHERS[rank % len(OTHERS)]), lw=1.3 + 0.25 * above, **look
-        )
+        colour = colours.get(name, OTHERS[rank % len(OTHERS)])
+        axis.plot(*points, label=name, color=colour, lw=1.3 + 0.25 * above, **look)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     axis.set(**titles)

@@ -1,6 +1,6 @@
 """Intervals for comparisons: over tasks, over pairs of tasks that share sources and targets, of ratios and of ranks.
 
-Shares of one method's queries have theirs in `laai.metrics`. NaN stands for an interval that there is no data for.
+Shares of one method's queries have theirs in `laai.evaluation`. NaN stands for an interval that there is no data for.
 """
 
 from __future__ import annotations
@@ -92,11 +92,9 @@ def crossed_interval(
 
 
 def _resampled(
-    values: NDArray[np.float64],
-    blocks: Sequence[Block],
-    drawn: dict[Hashable, NDArray[np.int64]],
+    values: NDArray[np.float64], blocks: Sequence[Block], drawn: dict[Hashable, NDArray[np.int64]],
     rng: np.random.Generator,
-) -> NDArray[np.float64]:
+) -> NDArray[np.float64]:  # fmt: skip
     """Means of resamples of a pair's queries, (RESAMPLES,), each block's drawn anew among themselves."""
     total, start = np.zeros(RESAMPLES), 0
     for key, count in blocks:

@@ -14,7 +14,7 @@ from typing import Any
 
 from laai.compare.rows import Rows
 from laai.compare.tables import Row, distinct
-from laai.errors import UserError
+from laai.errors import ends_in_one_line
 from laai.files import write_atomically
 from laai.models import LanguageModel, load_model
 
@@ -59,9 +59,10 @@ class Study:
     written: bool = True
     parted: bool = False
 
+    @ends_in_one_line()
     def main(self, arguments: Sequence[str] | None = None) -> None:
         """Run the cells that are missing, then report; a user's mistake ends in one line and exit code 2."""
-        in_one_line(lambda: self.run(self.parsed(arguments)))
+        self.run(self.parsed(arguments))
 
     def parsed(self, arguments: Sequence[str] | None = None) -> Options:
         """The options of a command line."""
@@ -116,15 +117,6 @@ class Study:
                 shared = {axis: cell[axis] for axis in self.together or cell}
                 found.setdefault(tuple(map(str, shared.items())), (shared, []))[1].append(cell)
         return list(found.values())
-
-
-def in_one_line(run: Callable[[], object]) -> None:
-    """Run what a command does; a `UserError` ends it with the message on stderr and exit code 2."""
-    try:
-        run()
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
 
 
 def told(group: Row) -> str:

@@ -16,18 +16,6 @@ from laai.learn.steered import SteeredLM
 from laai.learn.stopping import StopAtBest, StopAtLoss
 
 __all__ = [
-    "ADAM",
-    "SEVERAL",
-    "Interruption",
-    "LAAIModule",
-    "Monitor",
-    "Recipe",
-    "SteeredLM",
-    "StopAtBest",
-    "StopAtLoss",
-    "fit",
-    "layer_effects",
-    "log_effects",
-    "others_of",
-    "profile_layers",
-]
+    "ADAM", "SEVERAL", "Interruption", "LAAIModule", "Monitor", "Recipe", "SteeredLM", "StopAtBest", "StopAtLoss",
+    "fit", "layer_effects", "log_effects", "others_of", "profile_layers",
+]  # fmt: skip

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from laai.errors import UserError
 from laai.learn.module import LAAIModule
+from laai.runtime import on_sigterm
 
 
 class Interruption(pl.Callback):
@@ -20,15 +19,7 @@ class Interruption(pl.Callback):
 
     def _listen(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on SIGTERM ends the run at once, with its files in order; Lightning would end the step first."""
-
-        def stop(signum: int, frame: Any) -> None:
-            signal.signal(signum, signal.SIG_IGN)  # the shutdown is not to be interrupted
-            if trainer.strategy.launcher is not None:
-                trainer.strategy.launcher.kill(signum)
-            raise SIGTERMException(128 + signum)
-
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, stop)
+        on_sigterm(trainer, SIGTERMException)
 
     # At each start: Lightning puts its own handler first, which waits for processes that may be saving.
     on_fit_start = on_sanity_check_start = on_train_start = on_validation_start = on_test_start = _listen
@@ -52,10 +43,8 @@ class Interruption(pl.Callback):
         finite = all(bool(vector.isfinite().all()) for _, vector in module.intervention.items())
         if folder is not None and finite and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             path = Path(folder) / "intervention.safetensors"
-            try:
+            with suppress(UserError):  # a full disk may be what stopped the run
                 module.learned().save(path)
                 kept = f"; the vectors are in {path}"
-            except UserError:  # a full disk may be what stopped the run
-                pass
         last = getattr(trainer.checkpoint_callback, "last_model_path", "")
         return kept + (f"; to go on: the same command with --ckpt_path {last}" if last else "")

@@ -78,11 +78,8 @@ def profile_layers(
                 candidate.learn(frozen, steps)
                 candidate.steps = done
                 bar.update(steps)
-    return LayerProfile(
-        min(racing, key=lambda c: c.nll).layer,
-        {c.layer: c.nll for c in candidates},
-        {c.layer: c.steps for c in candidates},
-    )
+    best = min(racing, key=lambda c: c.nll).layer
+    return LayerProfile(best, {c.layer: c.nll for c in candidates}, {c.layer: c.steps for c in candidates})
 
 
 class _Candidate:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -15,18 +14,18 @@ from torch.optim import Optimizer
 
 from cast.extraction import CastStart
 from laai.engine import Engine
-from laai.evaluation import TaskMetrics, measure
-from laai.learn.gradients import check_finite, gradient_norm, restore_if_unsound
+from laai.learn.effects import Scoring
 from laai.learn.penalty import shrink
 from laai.learn.prepare import Prepared, describe, place, prepare
 from laai.learn.recipe import Recipe
 from laai.learn.start import cast_vector, source_tasks
-from laai.learn.steered import SteeredLM
+from laai.learn.steered import SteeredLM, TokenLosses
+from laai.learn.steps import check_finite, gradient_norm, optimizer_facts, scheduled_optimizer, undone_unless_finite
 from laai.models import LanguageModel
-from laai.prompts import IGNORE, Batch, Template, answer_limit
+from laai.prompts import IGNORE, Batch, Template
 from laai.runtime import FewShotDataModule, ShardedStrategy, average_gradients, check_belongs, check_equal, data_facts
 from laai.steering import Intervention
-from laai.tasks import Example, Task
+from laai.tasks import Task
 
 
 class LAAIModule(LightningModule):
@@ -52,13 +51,9 @@ class LAAIModule(LightningModule):
     """Answer tokens of the last step, on average over devices."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        data: FewShotDataModule,
-        model: LanguageModel | None = None,
-        start: Intervention | None = None,
-        cast: CastStart | None = None,
-    ) -> None:
+        self, recipe: Recipe, data: FewShotDataModule, model: LanguageModel | None = None,
+        start: Intervention | None = None, cast: CastStart | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.save_hyperparameters({f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name != "optimizer"})
         self.recipe, self.data, self.cast = recipe, data, cast or CastStart()
@@ -66,12 +61,8 @@ class LAAIModule(LightningModule):
         if model is not None:
             self.language_model = model
         self.strict_loading = False  # checkpoints hold the vectors alone; `on_load_checkpoint` checks those
-        self.metrics = TaskMetrics()
-        self.validated: list[Tensor] = []
-        """NLL of every validation example, by validation."""
-        self.optimizer_facts: dict[str, Any] = {}
-        """Name, rate and weight decay of the optimiser, once there is one."""
-        self._limits: dict[Sequence[Example], int] = {}
+        self.scoring = Scoring()
+        self._optimizer: dict[str, Any] = {}
 
     @property
     def intervention(self) -> Intervention:
@@ -83,145 +74,89 @@ class LAAIModule(LightningModule):
         """How the task is written for this model."""
         return self.data.template(self.language_model.tokenizer)
 
-    def setup(self, stage: str) -> None:
-        """Read the tasks of a CAST start now: a mistake shows before the model is loaded."""
-        self.sources = source_tasks(self.recipe, self.data, self.cast)
-
     def configure_model(self) -> None:
         """Load the LLM and make the start; once, in every process, before optimisers and wrappers."""
         if hasattr(self, "steered"):
             return
-        model = place(self.recipe, self.trainer, getattr(self, "language_model", None))
-        self.language_model = model
-        self.data.encode(model)
+        self.sources = source_tasks(self.recipe, self.data, self.cast)  # a mistake shows before the model is loaded
+        self.language_model = place(self.recipe, self.trainer, getattr(self, "language_model", None))
+        self.data.encode(self.language_model)
+        self.engine = Engine(self.language_model, self.recipe.prefix_cache)
         start: dict[str, Any] = {"given": self._given[0], "cast": self.cast, "sources": self.sources}
-        self.engine = Engine(model, self.recipe.prefix_cache)
         self.prepared = prepare(self.engine, self.recipe, self.data, agree=self.trainer.strategy.broadcast, **start)
         several = (self.data.batch_size or self.data.num_examples) < self.data.num_examples  # in an epoch's own order
-        how: dict[str, Any] = {"alone": several, "recompute": self.recipe.activation_checkpointing}
-        self.steered = SteeredLM(self.engine, self.prepared.start, **how)
+        self.steered = SteeredLM(self.engine, self.prepared.start, several, self.recipe.activation_checkpointing)
 
     def cast_vector(self) -> Intervention:
-        """The CAST vector for this run, at scale 1, on all layers that have the site; the start's own if it has one.
-
-        Raises:
-            UserError: too few examples to extract from.
-        """
+        """The CAST vector for this run, at scale 1, on all layers that have the site; the start's own if it has one."""
         if self.prepared.cast is not None:
             return self.prepared.cast
         return cast_vector(self.language_model, self.recipe, self.data, self.cast, self.sources)
 
     def learned(self, **facts: Any) -> Intervention:
         """The vectors with the settings of their training, and further facts, in their provenance."""
-        done = {"steps": self.trainer.global_step} | self.optimizer_facts
-        describe(self.prepared, self.recipe, self.data, done, facts)
+        describe(self.prepared, self.recipe, self.data, {"steps": self.trainer.global_step} | self._optimizer, facts)
         return self.intervention
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over the vectors, one group each, its rate in units of the activations' RMS."""
-        from transformers import get_scheduler  # brings peft along: `--help` does not wait for it
-
-        optimizer = self.recipe.optimizer(
-            [{"params": [v], "name": f"{s}.{i}"} for (s, i), v in self.intervention.items()]
-        )
-        stated = {name: optimizer.defaults.get(name) for name in ("lr", "weight_decay")}
-        self.optimizer_facts = {"optimizer": type(optimizer).__name__} | {k: float(v) for k, v in stated.items() if v}
-        for group, (key, _) in zip(optimizer.param_groups, self.intervention.items(), strict=True):
-            group["lr"] *= self.prepared.rms[key[1]]
-        steps = int(min(self.trainer.estimated_stepping_batches, 10**9))  # infinite without a bound on steps or epochs
-        scheduler = get_scheduler(self.recipe.schedule, optimizer, num_warmup_steps=0, num_training_steps=steps)
+        steps = self.trainer.estimated_stepping_batches
+        optimizer, scheduler = scheduled_optimizer(self.recipe, self.intervention, self.prepared.rms, steps)
+        self._optimizer = optimizer_facts(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: Batch) -> Tensor:
         """Mean negative log-likelihood of the batch's answer tokens, and their divergence from the teacher."""
         # Devices average their gradients: dividing by the mean number of tokens on a device weighs all tokens equally.
         tokens = self.trainer.strategy.reduce((batch.labels != IGNORE).sum().float(), reduce_op="mean")
-        rows = batch.rows.tolist()
-        known = self.prepared.teacher
-        teacher = torch.cat([known[row] for row in rows]).to(self.device) if known else None
-        losses = self.steered(batch, teacher)
-        self._last = rows, losses.nll.detach()
+        rows, teacher = batch.rows.tolist(), self.prepared.teacher_of(batch)
+        losses: TokenLosses = self.steered(batch, teacher)
+        self._last = [self.data.splits.train[row].input for row in rows], losses.nll.detach()
         nll, divergence = (loss.sum() / tokens for loss in losses)
         self.log("train/loss", nll, prog_bar=True, batch_size=len(rows), sync_dist=True)
         self.step_tokens = float(tokens)
         if teacher is not None:
             self.log("train/divergence", divergence, batch_size=len(rows), sync_dist=True)
-        loss: Tensor = nll + self.recipe.distill * divergence
-        return loss
+        return nll + self.recipe.distill * divergence
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the gradient's norm, in units of the activations'; stop before a step that would not be finite.
-
-        Raises:
-            UserError: on every device, with the vectors as they were.
-        """
+        """Log the gradient's norm, in units of the activations'; all devices end before a step that is not finite."""
         if isinstance(self.trainer.strategy, ShardedStrategy):
-            average_gradients([vector for _, vector in self.intervention.items()])
+            average_gradients(list(self.intervention.parameters()))
         norm = gradient_norm(self.intervention, self.prepared.rms)
         self.log("train/gradient norm", norm)
         if not self.trainer.precision.startswith("16"):  # whose scaler skips such steps
-            rows, nll = self._last
-            inputs = [self.data.splits.train[row].input for row in rows]
-            check_finite(norm, self.trainer.global_step + 1, inputs, nll)
+            check_finite(norm, self.trainer.global_step + 1, *self._last)
 
     def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Optimizer | LightningOptimizer,
+        self, epoch: int, batch_idx: int, optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """The optimiser's step, then the proximal step of the sparse group lasso at the same rate."""
-        before = [v.detach().clone() for _, v in self.intervention.items()]
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        restore_if_unsound([v for _, v in self.intervention.items()], before, self.trainer.global_step + 1)
+        with undone_unless_finite(list(self.intervention.parameters()), self.trainer.global_step + 1):
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.recipe.l1 or self.recipe.group_l2:
-            strengths = self.recipe.l1, self.recipe.group_l2
-            rates = [float(group["lr"]) for group in optimizer.param_groups]
-            self.log("train/penalty", shrink(self.intervention, self.prepared.centre, rates, *strengths))
+            self.log("train/penalty", shrink(self.intervention, self.prepared.centre, optimizer, self.recipe))
 
     def on_train_epoch_end(self) -> None:
         """See that processes that hold the vectors themselves hold the same."""
         if isinstance(self.trainer.strategy, ShardedStrategy):
-            check_equal([vector for _, vector in self.intervention.items()])
+            check_equal(list(self.intervention.parameters()))
 
     def on_fit_end(self) -> None:
         """Drop what validations kept."""
         self.engine.clear()
 
     def validation_step(self, rows: Tensor) -> None:
-        """Measure the steered model on validation examples."""
-        self._measure(rows, self.data.splits.validation)
-
-    def test_step(self, rows: Tensor) -> None:
-        """Measure the steered model on test examples."""
-        self._measure(rows, self.data.splits.test)
-
-    def _measure(self, rows: Tensor, examples: Sequence[Example]) -> None:
-        if examples not in self._limits:
-            self._limits[examples] = answer_limit(self.template, examples)
-        options: dict[str, Any] = {"max_new_tokens": self._limits[examples], "engine": self.engine}
-        chosen = [(row, examples[row]) for row in rows.tolist()]
-        options["batch_size"] = self.data.eval_batch_size
-        self.metrics.update(measure(self.language_model, self.template, chosen, **options))
+        """Measure the steered model on validation or test examples, numbered `rows`."""
+        examples = self.data.splits.test if self.trainer.testing else self.data.splits.validation
+        self.scoring.add(self.engine, self.data, examples, rows)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation scores; `val/nll` is what early stopping watches."""
-        self._log_scores("val")
+        """Log the scores; `val/nll` is what early stopping watches."""
+        self.scoring.log(self, "test" if self.trainer.testing else "val")
 
-    def on_test_epoch_end(self) -> None:
-        """Log the test scores."""
-        self._log_scores("test")
-
-    def _log_scores(self, stage: str) -> None:
-        scores = self.metrics.compute("laai")
-        if stage == "val":
-            self.validated.append(self.metrics.nll.compute().view(-1).cpu())
-        self.metrics.reset()
-        self.log(f"{stage}/exact_match", scores.exact_match, prog_bar=stage == "val")
-        self.log(f"{stage}/nll", scores.nll)
-        if scores.choice_accuracy is not None:
-            self.log(f"{stage}/choice_accuracy", scores.choice_accuracy)
+    test_step, on_test_epoch_end = validation_step, on_validation_epoch_end
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The vectors alone: the LLM and the metrics are not part of a checkpoint."""
@@ -233,9 +168,5 @@ class LAAIModule(LightningModule):
         checkpoint["laai"] = self.language_model.identity | {"data": data_facts(self.data)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model or other examples, or one whose vectors are not exactly ours.
-
-        Raises:
-            UserError: with what was expected and what was found.
-        """
+        """Refuse a checkpoint of another model or other examples, or one whose vectors are not exactly ours."""
         check_belongs(checkpoint, self.language_model.identity, self.state_dict(), data_facts(self.data))

@@ -77,8 +77,8 @@ class Monitor(pl.Callback):
         }
         if len({len(part) for part in self._last}) == 1 and len(self._last[0]) > 1:
             figures["vectors/norm by head"] = heat_map(torch.stack(self._last), layers, "head", "layer")
-        if module.validated:
-            losses = torch.stack(module.validated, dim=1)
+        if module.scoring.validated:
+            losses = torch.stack(module.scoring.validated, dim=1)
             rows = list(range(len(losses)))
             figures["val/NLL by example"] = heat_map(losses, rows, "validation", "example", "NLL per answer token")
         return figures
@@ -96,29 +96,31 @@ def log_effects(trainer: pl.Trainer, effects: dict[int, float]) -> None:
     log_figures(trainer, {"vectors/loss without each layer": effect_figure(effects)})
 
 
-def heat_map(values: Tensor, rows: list[int], x: str, y: str, unit: str = "‖vector‖ / ‖activation‖") -> Figure:
-    """A figure of values (rows, columns); by default the norm of the vector over that of the activation."""
+def _drawn(width: float, height: float) -> tuple[Figure, Any]:
+    """A figure of so many inches, and its axes, whose x axis counts in whole numbers."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(4.5, max(2.0, 0.11 * len(rows) + 1.0)), layout="constrained", dpi=160)
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=160)
     axes = figure.add_subplot()
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure, axes
+
+
+def heat_map(values: Tensor, rows: list[int], x: str, y: str, unit: str = "‖vector‖ / ‖activation‖") -> Figure:
+    """A figure of values (rows, columns); by default the norm of the vector over that of the activation."""
+    figure, axes = _drawn(4.5, max(2.0, 0.11 * len(rows) + 1.0))
     picture = axes.imshow(values.detach().cpu().numpy(), aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
     every = max(1, len(rows) // 10)
     axes.set_yticks(range(0, len(rows), every), [str(layer) for layer in rows[::every]])
     axes.set(xlabel=x, ylabel=y)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(picture, label=unit)
     return figure
 
 
 def profile_figure(profile: LayerProfile) -> Figure:
     """Held-out loss by layer after the steps that each was given; filled dots went all the way, the ring is chosen."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(5, 3), layout="constrained", dpi=160)
-    axes = figure.add_subplot()
+    figure, axes = _drawn(5, 3)
     layers = sorted(profile.nll)
     axes.plot(layers, [profile.nll[layer] for layer in layers], color="#c0c0c0", zorder=1)
     longest = max(profile.steps.values())
@@ -131,22 +133,16 @@ def profile_figure(profile: LayerProfile) -> Figure:
     best = profile.best
     axes.scatter([best], [profile.nll[best]], s=160, facecolor="none", edgecolor="#d62728", zorder=3)
     axes.set(xlabel="layer", ylabel="held-out NLL per token", title=f"layer {best} chosen; numbers are steps")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 def effect_figure(effects: dict[int, float]) -> Figure:
     """Bars: rise of the training examples' loss when a layer's vector is left out."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(5, 2.6), layout="constrained", dpi=160)
-    axes = figure.add_subplot()
+    figure, axes = _drawn(5, 2.6)
     shades = ["#1f77b4" if value >= 0 else "#d62728" for value in effects.values()]
     axes.bar(list(effects), list(effects.values()), color=shades)
     axes.axhline(0, color="black", lw=0.6)
     axes.set(xlabel="layer left out", ylabel="rise of NLL per token")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -6,11 +6,13 @@ an ℓ2 term over each head. A gradient step on either never gives exact zeros, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from laai.learn.recipe import Recipe
 from laai.steering import Intervention, Key
 
 
@@ -43,23 +45,17 @@ def proximal_step(vector: Tensor, groups: int, l1: float, group_l2: float, step:
 
 
 @torch.no_grad()
-def shrink(
-    intervention: Intervention,
-    centre: Mapping[Key, Tensor],
-    rates: Sequence[float],
-    l1: float,
-    group_l2: float,
-) -> Tensor:
+def shrink(intervention: Intervention, centre: Mapping[Key, Tensor], optimizer: Any, recipe: Recipe) -> Tensor:
     """Apply `proximal_step` to every vector, around its `centre` (or zero where it has none), in place.
 
-    Groups are the heads at site `heads`, and the whole vector at `residual`. `rates` are those of the vectors in their
-    order. Returns the value of the penalty afterwards.
+    Groups are the heads at site `heads`, and the whole vector at `residual`. The step is the rate that the optimiser,
+    torch's or Lightning's, has for the vector. Returns the value of the penalty afterwards.
     """
-    values = []
-    for (key, vector), rate in zip(intervention.items(), rates, strict=True):
+    values, strengths = [], (recipe.l1, recipe.group_l2)
+    for (key, vector), group in zip(intervention.items(), optimizer.param_groups, strict=True):
         parts = intervention.num_heads[key[1]] if key[0] == "heads" else 1
         middle = centre[key].to(vector.device) if key in centre else torch.zeros_like(vector)
-        moved = proximal_step(vector.detach() - middle, parts, l1, group_l2, rate)
+        moved = proximal_step(vector.detach() - middle, parts, *strengths, float(group["lr"]))
         vector.copy_(middle + moved)
-        values.append(value(moved, parts, l1, group_l2))
+        values.append(value(moved, parts, *strengths))
     return torch.stack(values).sum()

@@ -19,6 +19,7 @@ from laai.learn.recipe import Recipe
 from laai.learn.start import cast_vector, in_place, random_vectors
 from laai.learn.teacher import few_shot_teacher
 from laai.models import Decoder, LanguageModel, load_model, load_sharded
+from laai.prompts import Batch
 from laai.runtime import FewShotDataModule, ShardedStrategy, data_facts
 from laai.steering import Intervention, Key, Provenance
 from laai.tasks import Task
@@ -54,17 +55,16 @@ class Prepared:
     teacher: list[Tensor]
     profile: LayerProfile | None
 
+    def teacher_of(self, batch: Batch) -> Tensor | None:
+        """The teacher's log-probabilities (answer tokens of the batch, vocabulary), on its device; None without one."""
+        rows = batch.rows.tolist()
+        return torch.cat([self.teacher[row] for row in rows]).to(batch.labels.device) if self.teacher else None
+
 
 def prepare(
-    engine: Engine,
-    recipe: Recipe,
-    data: FewShotDataModule,
-    *,
-    given: Intervention | None = None,
-    cast: CastStart | None = None,
-    sources: Sequence[Task] = (),
-    agree: Callable[[list[int]], list[int]] = list,
-) -> Prepared:
+    engine: Engine, recipe: Recipe, data: FewShotDataModule, *, given: Intervention | None, cast: CastStart,
+    sources: Sequence[Task], agree: Callable[[list[int]], list[int]],
+) -> Prepared:  # fmt: skip
     """Choose the layers, measure their activations, and make the start and the teacher.
 
     Args:
@@ -91,7 +91,7 @@ def prepare(
         size = {layer: recipe.init_scale * unit for layer, unit in rms.items()}
         start = random_vectors(start, model, size, data.seed)
     elif given is None and recipe.init == "cast":
-        own = cast_vector(model, recipe, data, cast or CastStart(), sources)
+        own = cast_vector(model, recipe, data, cast, sources)
         origin = recipe.init_scale * own
     elif given is None and recipe.init != "zero":
         origin = Intervention.load(recipe.init, model)

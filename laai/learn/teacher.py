@@ -17,12 +17,9 @@ FEWEST_EXAMPLES = 5
 
 @torch.no_grad()
 def few_shot_teacher(
-    engine: Engine,
-    template: Template,
-    examples: Sequence[Example],
-    batch_size: int = 16,
+    engine: Engine, template: Template, examples: Sequence[Example], batch_size: int = 16,
     zero_shot: Sequence[Prompt] = (),
-) -> list[Tensor]:
+) -> list[Tensor]:  # fmt: skip
     """Log-probabilities at the answer of each example, behind the others as demonstrations.
 
     Args:

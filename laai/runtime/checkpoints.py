@@ -37,14 +37,10 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         """Save within an epoch, after a step, if the last time is long ago."""
-        if (
-            trainer.is_last_batch
-            or trainer.fit_loop._should_accumulate()
-            or self._should_skip_saving_checkpoint(trainer)
-        ):
+        within = not (trainer.is_last_batch or trainer.fit_loop._should_accumulate())
+        if not within or self._should_skip_saving_checkpoint(trainer):
             return
-        late = trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self._every)
-        if late:
+        if trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self._every):
             candidates = self._monitor_candidates(trainer)
             self._save_topk_checkpoint(trainer, candidates)
             self._save_last_checkpoint(trainer, candidates)
@@ -84,10 +80,7 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 def check_belongs(
-    checkpoint: Mapping[str, Any],
-    identity: Mapping[str, str | None],
-    names: Iterable[str],
-    data: Mapping[str, Any],
+    checkpoint: Mapping[str, Any], identity: Mapping[str, str | None], names: Iterable[str], data: Mapping[str, Any]
 ) -> None:
     """Refuse a checkpoint of another model or other data, or one whose vectors are not exactly those named.
 

@@ -27,8 +27,10 @@ def data_facts(data: FewShotDataModule) -> dict[str, Any]:
     """What tells one run's data from another's: the task, its draw, the style, and a digest of what is learned from."""
     pairs = [(e.input, e.output) for e in (*data.splits.train, *data.splits.validation)]
     facts = {"task": data.task.name, "num_examples": data.num_examples, "seed": data.seed, "style": data.style}
-    facts["instruction"] = data.task.instruction
-    return facts | {"examples": hashlib.sha256(repr(pairs).encode(errors="surrogatepass")).hexdigest()[:16]}
+    return facts | {
+        "instruction": data.task.instruction,
+        "examples": hashlib.sha256(repr(pairs).encode(errors="surrogatepass")).hexdigest()[:16],
+    }
 
 
 class FewShotDataModule(LightningDataModule):
@@ -54,17 +56,10 @@ class FewShotDataModule(LightningDataModule):
     """
 
     def __init__(
-        self,
-        task: str | Task = "antonym",
-        num_examples: int = 10,
-        seed: int = 0,
-        validation: int = 0,
-        test: int | None = 100,
-        batch_size: int | None = None,
-        eval_batch_size: int = 25,
-        style: Style = "plain",
+        self, task: str | Task = "antonym", num_examples: int = 10, seed: int = 0, validation: int = 0,
+        test: int | None = 100, batch_size: int | None = None, eval_batch_size: int = 25, style: Style = "plain",
         columns: dict[str, str] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         at_least = {"num_examples": (num_examples, 1), "validation": (validation, 0), "test": (test, 0)}
         at_least |= {"batch_size": (batch_size, 1), "eval_batch_size": (eval_batch_size, 1)}

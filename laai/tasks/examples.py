@@ -129,18 +129,15 @@ class Task:
         """Raise if the pool or the test set is too small; ``fitted`` counts training and validation examples."""
         pool = len(self.examples)
         if self.test_examples is not None:
-            if test is not None and test > len(self.test_examples):
-                raise UserError(
-                    f"task {self.name}: {test} test examples asked for, its test set has {len(self.test_examples)}"
-                )
+            if test is not None and test > (most := len(self.test_examples)):
+                raise UserError(f"task {self.name}: {test} test examples asked for, its test set has {most}")
             wanted, what = fitted, "training and validation"
         else:
             wanted, what = fitted + (1 if test is None else test), "training, validation and test"
         if wanted > pool:
             least = "at least " if self.test_examples is None and test is None else ""
-            raise UserError(
-                f"task {self.name}: {least}{wanted} {what} examples asked for, it has {pool}; ask for fewer"
-            )
+            asked = f"{least}{wanted} {what} examples"
+            raise UserError(f"task {self.name}: {asked} asked for, it has {pool}; ask for fewer")
 
     def _shares_choices(self) -> bool:
         """Whether all examples of the pool have the same choices."""
@@ -167,9 +164,7 @@ def _check(name: str, examples: Iterable[Example]) -> None:
                 raise UserError(f"{where}: has label {example.label} but no choices; give choices")
         elif example.output not in example.choices:
             raise UserError(f"{where}: output {short(example.output)} is none of its choices {list(example.choices)}")
-        elif not any(
-            (index, choice) == (example.label, example.output) for index, choice in enumerate(example.choices)
-        ):
+        elif (example.label, example.output) not in list(enumerate(example.choices)):
             raise UserError(
                 f"{where}: label {example.label} is not the index of {short(example.output)} "
                 f"in its choices {list(example.choices)}"

@@ -15,8 +15,7 @@ from laai.tasks.repeats import dedupe
 from laai.tasks.rows import check_columns, checked_text, describe, to_example
 
 Located = tuple[str, object]  # where a row is from, for errors, and the row
-
-
+FILE_SUFFIXES = (".json", ".jsonl", ".csv")
 TEXT_FIELDS = ("instruction", "input_prefix", "answer_prefix", "source", "licence", "language")
 
 
@@ -207,6 +206,3 @@ def _csv_records(text: str, path: Path) -> Iterator[tuple[str, list[str]]]:
     finally:
         csv.field_size_limit(limit)
     yield from records
-
-
-FILE_SUFFIXES = (".json", ".jsonl", ".csv")

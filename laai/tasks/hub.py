@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from laai.errors import UserError
 from laai.tasks.examples import Example, Task
@@ -15,19 +15,7 @@ from laai.tasks.rows import check_columns, to_example
 
 OWN = ("split", "test_split", "revision")
 """Columns that say which part of a data set is read."""
-
-
-class Rows(Protocol):
-    """What is used of a ``datasets.Dataset``, which has no types of its own."""
-
-    column_names: list[str]
-    features: Mapping[str, object]
-
-    def __iter__(self) -> Iterator[Mapping[str, object]]:
-        """Row by row."""
-
-    def remove_columns(self, column_names: str) -> Rows:
-        """The data set without a column."""
+Rows = Any  # a datasets.Dataset, which has no types of its own
 
 
 def load_hub(name: str, columns: Mapping[str, str]) -> Task:
@@ -45,10 +33,8 @@ def load_hub(name: str, columns: Mapping[str, str]) -> Task:
     revision = columns.get("revision")
     train = _examples(_dataset(name, columns.get("split", "train"), revision), fields, where)
     test = None
-    if "test_split" in columns:
-        test = tuple(
-            _examples(_dataset(name, columns["test_split"], revision), fields, f"{where}, {columns['test_split']}")
-        )
+    if split := columns.get("test_split"):
+        test = tuple(_examples(_dataset(name, split, revision), fields, f"{where}, {split}"))
     return Task(name.strip("/").replace("/", "-"), tuple(train), test, source=where)
 
 

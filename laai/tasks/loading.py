@@ -51,7 +51,6 @@ def load_task(spec: str | Path, *, columns: Mapping[str, str] | None = None) -> 
 
 
 def _read(spec: str | Path, columns: Mapping[str, str]) -> Task:
-
     text = str(spec)
     if text.startswith(HUB_PREFIX):
         return load_hub(text.removeprefix(HUB_PREFIX), columns)

@@ -10,14 +10,8 @@ from laai.errors import UserError
 from laai.tasks.examples import Example, unreadable
 
 Row = Mapping[str, object]
-
-
 FIELDS = ("input", "output", "choices", "label", "labels")
-
-
 PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
-
-
 LISTED = "{choices}"
 """In an input template: the choices, each on a line behind its letter."""
 
@@ -168,9 +162,8 @@ def _named_label(row: Row, column: str, labels: str, where: str) -> int:
     value = _lookup(row, column, where)
     name = str(value).strip() if isinstance(value, str | int) else ""
     if name not in names:
-        raise UserError(
-            f"{where}: label {name or describe(value)!r} is none of labels: {', '.join(names)}; correct one"
-        )
+        given = name or describe(value)
+        raise UserError(f"{where}: label {given!r} is none of labels: {', '.join(names)}; correct one")
     return names.index(name)
 
 

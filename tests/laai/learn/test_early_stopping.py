@@ -33,7 +33,7 @@ class Record(Callback):
 )
 def test_the_best_vectors_come_back(learn, words_data, quiet_trainer, monkeypatch, scores, patience, steps, best):
     left, record = list(scores), Record()
-    monkeypatch.setattr(LAAIModule, "_log_scores", lambda self, stage: self.log("val/nll", left.pop(0)))
+    monkeypatch.setattr(LAAIModule, "on_validation_epoch_end", lambda self: self.log("val/nll", left.pop(0)))
     trainer = quiet_trainer(max_steps=len(scores), callbacks=[record, StopAtBest(patience)])
     module = learn(trainer=trainer, data=words_data(validation=3))
     assert trainer.global_step == len(record.vectors) == steps

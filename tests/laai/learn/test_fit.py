@@ -89,11 +89,11 @@ def test_validation_keeps_the_best(tiny, word_task, monkeypatch):
 
     seen, scores = [], [2.0, 1.0, 3.0, 4.0, 5.0, 6.0]
 
-    def log_scores(module, stage):
+    def log_scores(module):
         seen.append({key: v.detach().clone() for key, v in module.intervention.items()})
         module.log("val/nll", scores[len(seen) - 1])
 
-    monkeypatch.setattr(LAAIModule, "_log_scores", log_scores)
+    monkeypatch.setattr(LAAIModule, "on_validation_epoch_end", log_scores)
     vector = laai.fit(tiny, word_task, num_examples=6, steps=30, validation=4)
     assert len(seen) == 5, "three validations without progress"
     for key, v in vector.items():

@@ -53,8 +53,8 @@ def test_validation_by_example(run_train, read):
 
 def test_validation_losses_are_kept_in_the_order_of_the_examples(learn, words_data):
     module = learn(steps=2, data=words_data(validation=3, eval_batch_size=2))
-    assert [losses.shape for losses in module.validated] == [(3,), (3,)]
-    assert module.validated[1].mean() < module.validated[0].mean()
+    assert [losses.shape for losses in module.scoring.validated] == [(3,), (3,)]
+    assert module.scoring.validated[1].mean() < module.scoring.validated[0].mean()
 
 
 def test_relative_norms_by_hand(learn, quiet_trainer):

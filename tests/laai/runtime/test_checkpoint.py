@@ -93,7 +93,7 @@ def test_resuming_with_a_threshold_on_the_loss(learn, checkpoint, words_data, ba
 
 def test_resuming_remembers_the_best_vectors(learn, checkpoint, quiet_trainer, words_data, monkeypatch):
     scores = [3.0, 1.0, 2.0, 4.0, 5.0]  # of each validation
-    monkeypatch.setattr(LAAIModule, "_log_scores", lambda self, stage: self.log("val/nll", scores.pop(0)))
+    monkeypatch.setattr(LAAIModule, "on_validation_epoch_end", lambda self: self.log("val/nll", scores.pop(0)))
     data = words_data(validation=3)
     stopper = StopAtBest(5)
     _, path = checkpoint(3, [stopper], data=data)

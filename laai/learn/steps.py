@@ -1,16 +1,42 @@
-"""The gradient of the vectors: how long it is, and what to do where it is no number."""
+"""The optimiser's steps: in units of the activations, and finite or not taken."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from laai.errors import UserError
+from laai.learn.recipe import Recipe
 from laai.steering import Intervention
 
 CURE = "lower the learning rate or init_scale, or take dtype float32"
+
+
+def scheduled_optimizer(
+    recipe: Recipe, intervention: Intervention, rms: Mapping[int, float], steps: float
+) -> tuple[Optimizer, Any]:
+    """The recipe's optimiser over the vectors, one group each, and the schedule of its rate.
+
+    The rate is in units of the activations' root mean square, `rms` by layer; `steps` is infinite without a bound.
+    """
+    from transformers import get_scheduler  # brings peft along: `--help` does not wait for it
+
+    optimizer = recipe.optimizer([{"params": [v], "name": f"{s}.{i}"} for (s, i), v in intervention.items()])
+    for group, (key, _) in zip(optimizer.param_groups, intervention.items(), strict=True):
+        group["lr"] *= rms[key[1]]
+    bound = int(min(steps, 10**9))
+    return optimizer, get_scheduler(recipe.schedule, optimizer, num_warmup_steps=0, num_training_steps=bound)
+
+
+def optimizer_facts(optimizer: Optimizer) -> dict[str, Any]:
+    """Name, rate and weight decay, as the recipe has them."""
+    stated = {name: optimizer.defaults.get(name) for name in ("lr", "weight_decay")}
+    return {"optimizer": type(optimizer).__name__} | {k: float(v) for k, v in stated.items() if v}
 
 
 def gradient_norm(intervention: Intervention, rms: Mapping[int, float]) -> Tensor:
@@ -42,14 +68,17 @@ def check_finite(norm: Tensor, step: int, inputs: Sequence[str], nll: Tensor) ->
         )
 
 
-@torch.no_grad()
-def restore_if_unsound(vectors: Sequence[Tensor], before: Sequence[Tensor], step: int) -> None:
-    """Put back the vectors (width,) from `before` a step that left any of them infinite or no number.
+@contextmanager
+def undone_unless_finite(vectors: Sequence[Tensor], step: int) -> Iterator[None]:
+    """Around a step: if it leaves any of the vectors (width,) infinite or no number, all are put back.
 
     Raises:
         UserError: then, too.
     """
+    before = [vector.detach().clone() for vector in vectors]
+    yield
     if not bool(torch.stack([vector.isfinite().all() for vector in vectors]).all()):  # the device is asked once
-        for vector, old in zip(vectors, before, strict=True):
-            vector.copy_(old)
+        with torch.no_grad():
+            for vector, old in zip(vectors, before, strict=True):
+                vector.copy_(old)
         raise UserError(f"expected finite vectors, found some that are not after step {step}: {CURE}; it is undone")
