@@ -21,11 +21,7 @@ Diffusion = Literal["walk", "cascade"]
 
 
 def select(
-    strategy: Strategy,
-    count: int,
-    samples: int,
-    embed: Callable[[], NDArray[np.floating]],
-    seed: int = 0,
+    strategy: Strategy, count: int, samples: int, embed: Callable[[], NDArray[np.floating]], seed: int = 0
 ) -> list[int]:
     """Choose `samples` of `count` by a strategy's name; all of them where there are no more.
 
