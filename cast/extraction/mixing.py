@@ -59,7 +59,6 @@ def of_equal_norm(model: LanguageModel, vector: Intervention, seed: int) -> Inte
     """Random directions with the norms of `vector`, vector by vector: the control.
 
     Args:
-        model: the language model.
         vector: whose sites, layers, norms, scale and positions are taken over.
         seed: draws the directions, uniform on the sphere; fp32.
     """

@@ -25,11 +25,8 @@ from laai.files import write_atomically
 from laai.models import LanguageModel, cache_folder, fingerprint
 
 Embeddings = NDArray[np.float32]
-
-
 Encoded = tuple[Tensor, Tensor, Tensor]
 """Token ids, attention mask and which tokens count, (texts, tokens)."""
-
 
 MAX_TOKENS = 512
 """Tokens of a text that count."""
@@ -50,7 +47,6 @@ def state_embeddings(
         texts: what to embed; their first `MAX_TOKENS` tokens count.
         layer: whose output is read; default: two thirds of the way up.
         batch_size: texts run at a time.
-        progress: show a progress bar.
 
     Returns:
         (texts, hidden size) fp32; from the disk if this model embedded these texts before.
@@ -95,7 +91,6 @@ def encoder_embeddings(
         name: hub id or folder of an encoder for `transformers.AutoModel`, say sentence-transformers/all-MiniLM-L6-v2.
         texts: what to embed; their first `MAX_TOKENS` tokens count.
         batch_size: texts run at a time.
-        progress: show a progress bar.
         device: where it runs.
 
     Returns:

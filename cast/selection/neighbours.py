@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from laai.errors import UserError
 
 Floats = NDArray[np.float32]
-
-
 EXACT_UP_TO = 20_000
 """Samples up to which every pair is compared; beyond, an inverted file finds nearly all neighbours in far less time."""
 
