@@ -141,15 +141,10 @@ def _least_disturbing(table: Tensor, ids: list[int]) -> Tensor:
 def with_label_prior(
     model: LanguageModel, vector: Intervention, template: Template, examples: Sequence[Example]
 ) -> Intervention:
-    """A vector together with its `label_prior` (batch calibration, 2309.17249).
-
-    Args:
-        vector: what is to be applied, at its scale.
-        examples: of the task to be steered, all with the same choices; which of them is right is not looked at.
+    """A vector, as it is to be applied, together with its `label_prior` (batch calibration, 2309.17249).
 
     Returns:
-        `vector` and, at the last layer's residual site, the prior (width,), fp32 at scale 1; the shifts by label are in
-        the provenance. `vector` itself where there is no prior: see `label_prior`.
+        Their sum, fp32 at scale 1, with the shifts by label in the provenance; `vector` itself where there is no prior.
     """
     prior = label_prior(model, vector, template, examples)
     if prior is None:

@@ -95,12 +95,12 @@ class Contrast:
     def means(self, difference: bool = True) -> dict[Key, Tensor]:
         """(site, layer) -> (width,) fp32: mean few-shot minus zero-shot activation, or the few-shot one alone."""
         few, zero, _ = self.sums / self._count()
-        return {key: value.float() for key, value in self._split(few - zero if difference else few).items()}
+        return self._split((few - zero if difference else few).float())
 
     def variances(self) -> dict[Key, Tensor]:
         """(site, layer) -> (width,) fp32: variance of the difference over samples, with n in the denominator."""
         few, zero, squares = self.sums / self._count()
-        return {key: value.float() for key, value in self._split(squares - (few - zero).square()).items()}
+        return self._split((squares - (few - zero).square()).float())
 
     def steadiness(self) -> dict[str, float]:
         """By site, the cosine to expect between the difference, all layers as one vector, and that of other samples.

@@ -32,8 +32,7 @@ def run_all(
     """Run the pairs that are missing; every device has the sums over all devices afterwards.
 
     Args:
-        contrast: what is filled.
-        model: the language model that it reads; where the trainer put it, it is put back.
+        model: that the contrast reads; it is put back where it was.
         batch_size: pairs at a time on each device.
         trainer: shares the pairs out to its devices; None to run them here, where the model is.
         partial: where to keep what is done, as files PARTIAL.0, PARTIAL.1, … by device. A run with the same settings,

@@ -37,7 +37,7 @@ def extract(
 
     Args:
         source: the task whose examples are the samples and their demonstrations.
-        samples: how many samples; all of the task's examples if it has no more.
+        samples: all of the task's examples if it has no more.
         shots: demonstrations in each few-shot prompt, drawn for each sample from all other examples.
         strategy: how the samples are selected, see `cast.select`.
         encoder: a sentence encoder (hub id or folder) to compare examples by, for strategies other than `random`;
@@ -89,10 +89,9 @@ def check_encoder(encoder: str | None, strategy: Strategy) -> None:
 
 
 def extract_own(model: LanguageModel, template: Template, examples: Sequence[Example], **options: Any) -> Intervention:
-    """The CAST vector of a few labelled examples themselves: each one's query behind all the others.
+    """The CAST vector of two or more labelled examples: each is a sample, and the others are its demonstrations.
 
     Args:
-        examples: two or more; each is a sample, and the others are its demonstrations.
         options: further arguments of `extract_from`.
 
     Returns:

@@ -112,7 +112,6 @@ def grid(
     """How likely a vector at many places and scales makes the answers of examples; one pass over their prefixes.
 
     Args:
-        vector: from `cast.extract`.
         examples: labelled.
         places: layers that keep their vectors, each a candidate; default: `places_of` the vector.
     """

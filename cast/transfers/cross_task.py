@@ -43,8 +43,7 @@ class Transfer:
     @property
     def few_shot(self) -> int | None:
         """How many demonstrations the baseline `few-shot` shows; None where it was not measured."""
-        shown = [len(e.arm.demonstrations) for e in self.evaluations if e.arm.demonstrations]
-        return shown[0] if shown else None
+        return next((len(e.arm.demonstrations) for e in self.evaluations if e.arm.demonstrations), None)
 
     @property
     def shown(self) -> Shown | None:
@@ -81,8 +80,7 @@ def transfer(
 
     Raises:
         UserError: a task cannot be read, is too small or is given twice, no test query, an unknown baseline, a model
-            that overflows on all examples that the placement is chosen on, a trainer whose precision would convert it,
-            or partial files of other extractions.
+            that overflows on all examples that the placement is chosen on, or what `cast.extract` raises.
     """
     named = {field.name for field in fields(TransferSettings)} & options.keys()
     settings = TransferSettings(**{name: options.pop(name) for name in named})

@@ -47,7 +47,6 @@ def placements_by_site(
     """`cast.transfers.choice.choose` at each site of a vector, with the gain of what would be applied there.
 
     Args:
-        vector: from `cast.extract`.
         examples: labelled; where some have choices, places that cost right options are passed over.
         calibrate: options are compared, and the gain is measured, with the label prior that goes with the vector.
         by_layer: look for a scale for each part of the depth too, by `scale_by_layer`.
