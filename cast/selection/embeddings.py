@@ -146,13 +146,10 @@ def _kept(key: list[Any], texts: Sequence[str], embed: Callable[[], Embeddings])
     """What `embed` gives, from a file in the cache if it was asked for before. A damaged file is made anew."""
     name = hashlib.sha256(json.dumps([key, list(texts)], ensure_ascii=False).encode()).hexdigest()[:32]
     path = cache_folder() / "embeddings" / f"{name}.safetensors"
-    if path.exists():
-        try:
-            found: Embeddings = load_file(path)["embeddings"]
-            if len(found) == len(texts):
-                return found
-        except (SafetensorError, KeyError, OSError):
-            pass
+    with contextlib.suppress(SafetensorError, KeyError, OSError):
+        found: Embeddings = load_file(path)["embeddings"]
+        if len(found) == len(texts):
+            return found
     embeddings = embed()
     with contextlib.suppress(UserError):  # a cache that cannot be written costs time alone
         write_atomically(path, lambda temporary: save_file({"embeddings": embeddings}, temporary))

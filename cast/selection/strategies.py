@@ -120,12 +120,8 @@ def k_center(rows: Floats, samples: int, seed: int = 0) -> list[int]:
 
 
 _BY_EMBEDDING: dict[str, Callable[[Floats, int, int], list[int]]] = {
-    "cast": cast,
-    "ideal": ideal,
-    "vote_k": vote_k,
-    "facility_location": facility_location,
-    "k_center": k_center,
-}
+    "cast": cast, "ideal": ideal, "vote_k": vote_k, "facility_location": facility_location, "k_center": k_center,
+}  # fmt: skip
 
 
 def lazy_greedy(influence: Influence, samples: int, apart: Floats | None = None) -> list[int]:
@@ -133,7 +129,6 @@ def lazy_greedy(influence: Influence, samples: int, apart: Floats | None = None)
 
     Args:
         influence: monotone and submodular.
-        samples: how many to choose.
         apart: (n, width) unit rows; each gain is multiplied by the distance 1 − cos to the nearest chosen sample.
     """
     chosen: list[int] = []

@@ -55,8 +55,7 @@ class Transfer:
         facts = {"chosen_on": self.chosen_on, "refused": self.refused, "choice": asdict(self.choice)}
         facts["label_prior"] = self.vector.provenance.label_prior
         shown = self.shown and {"source": self.shown.task.name, "examples": len(self.shown.examples)}
-        facts["cross_task_few_shot"] = shown
-        facts["few_shot"] = self.few_shot
+        facts |= {"cross_task_few_shot": shown, "few_shot": self.few_shot}
         told = ("base_model", "revision", "config_hash", "cast")
         facts["vector"] = {name: value for name, value in self.vector.provenance.to_header().items() if name in told}
         return facts | {"rows": [evaluation.as_row() for evaluation in self.evaluations]}

@@ -65,9 +65,8 @@ class TransferSettings:
     def __post_init__(self) -> None:
         """Refuse a transfer that nothing would be known of."""
         if self.test is not None and self.test < 1:
-            raise UserError(
-                f"expected at least 1 test query, found {self.test}: what a transfer gives is measured on them"
-            )
+            what = "what a transfer gives is measured on them"
+            raise UserError(f"expected at least 1 test query, found {self.test}: {what}")
 
 
 @dataclass(frozen=True)
