@@ -23,15 +23,8 @@ _HOMES = {
     "with_label_prior": "cast.extraction",
 }
 __all__ = [
-    "CastStart",
-    "best_scale",
-    "centred",
-    "extract",
-    "extract_from",
-    "extract_own",
-    "transfer",
-    "with_label_prior",
-]
+    "CastStart", "best_scale", "centred", "extract", "extract_from", "extract_own", "transfer", "with_label_prior",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -10,25 +10,7 @@ from cast.extraction.scale import answer_scores, best_scale
 from cast.extraction.vectors import check_encoder, contrast_of, extract, extract_from, extract_own
 
 __all__ = [
-    "CastStart",
-    "Contrast",
-    "Samples",
-    "answer_scores",
-    "best_scale",
-    "centred",
-    "check_encoder",
-    "combined",
-    "contrast_of",
-    "discard",
-    "draw",
-    "extract",
-    "extract_from",
-    "extract_own",
-    "files_of",
-    "fit_ridge",
-    "label_prior",
-    "of_equal_norm",
-    "own_seed",
-    "shifted_tokens",
-    "with_label_prior",
-]
+    "CastStart", "Contrast", "Samples", "answer_scores", "best_scale", "centred", "check_encoder", "combined",
+    "contrast_of", "discard", "draw", "extract", "extract_from", "extract_own", "files_of", "fit_ridge", "label_prior",
+    "of_equal_norm", "own_seed", "shifted_tokens", "with_label_prior",
+]  # fmt: skip

@@ -28,18 +28,14 @@ from laai.tasks import Example
 RIDGE = 1e-3
 """Added to the second moment of the output head, as a share of its mean diagonal, so that it can be inverted."""
 
-
 PROBE = 0.01
 """Length of the vectors that the response is measured by, as a share of the state's; less where labels move far."""
-
 
 FAR = 1.0
 """Nats that a probe may move its label by: further away the response is another."""
 
-
 CLOSE, ENOUGH = 1e-3, 0.1
 """Nats from what is wanted at which the search ends, and at which its result serves."""
-
 
 ROUNDS, HALVINGS = 8, 6
 
@@ -51,9 +47,7 @@ def label_prior(
     """The vector that, added to `vector`, shifts the labels' log-odds by `label_offsets`, all raised (see above).
 
     Args:
-        model: the language model.
         vector: at positions `last_prompt`; of any scale.
-        template: writes the prompts.
         examples: all with the same choices; which of them is right is not looked at.
 
     Returns:
@@ -147,17 +141,10 @@ def _least_disturbing(table: Tensor, ids: list[int]) -> Tensor:
 def with_label_prior(
     model: LanguageModel, vector: Intervention, template: Template, examples: Sequence[Example]
 ) -> Intervention:
-    """A vector together with its `label_prior` (batch calibration, 2309.17249).
-
-    Args:
-        model: the language model.
-        vector: what is to be applied, at its scale.
-        template: writes the prompts.
-        examples: of the task to be steered, all with the same choices; which of them is right is not looked at.
+    """A vector, as it is to be applied, together with its `label_prior` (batch calibration, 2309.17249).
 
     Returns:
-        `vector` and, at the last layer's residual site, the prior (width,), fp32 at scale 1; the shifts by label are in
-        the provenance. `vector` itself where there is no prior: see `label_prior`.
+        Their sum, fp32 at scale 1, with the shifts by label in the provenance; `vector` itself where there is no prior.
     """
     prior = label_prior(model, vector, template, examples)
     if prior is None:

@@ -30,7 +30,6 @@ class Contrast:
     """What was seen so far of prompts in pairs, each a query behind demonstrations and the same query alone.
 
     Args:
-        model: the language model, as it is.
         few_shot, zero_shot: the prompts; pair i is the two at i. Answers in them are left out.
         keys: (site, layer) to read.
         keep: keep each sample's activations too, for `states`: 8 bytes a sample and number read.
@@ -38,21 +37,14 @@ class Contrast:
     """
 
     def __init__(
-        self,
-        model: LanguageModel,
-        few_shot: Sequence[Prompt],
-        zero_shot: Sequence[Prompt],
-        keys: Sequence[Key],
-        keep: bool = False,
-        precision: str = "32-true",
-    ) -> None:
-        decoder = model.decoder
-        self.widths = {key: decoder.width(*key) for key in keys}
+        self, model: LanguageModel, few_shot: Sequence[Prompt], zero_shot: Sequence[Prompt], keys: Sequence[Key],
+        keep: bool = False, precision: str = "32-true",
+    ) -> None:  # fmt: skip
+        self.widths = {key: model.decoder.width(*key) for key in keys}
         self._model, self._precision = model, precision
         self._prompts = [[Prompt(p.prefix, p.suffix[:1]) for p in prompts] for prompts in (few_shot, zero_shot)]
         self._engine = Engine(model)
-        self.provenance = Provenance(**model_identity(model))
-        """What can be said of a vector that is made from it."""
+        self.provenance = Provenance(**model_identity(model))  # of a vector that is made from it
         total = sum(self.widths.values())
         self.done = torch.zeros(len(few_shot), dtype=torch.bool)
         self.sums = torch.zeros(3, total, dtype=torch.float64)  # few-shot, zero-shot, squared differences
@@ -103,12 +95,12 @@ class Contrast:
     def means(self, difference: bool = True) -> dict[Key, Tensor]:
         """(site, layer) -> (width,) fp32: mean few-shot minus zero-shot activation, or the few-shot one alone."""
         few, zero, _ = self.sums / self._count()
-        return {key: value.float() for key, value in self._split(few - zero if difference else few).items()}
+        return self._split((few - zero if difference else few).float())
 
     def variances(self) -> dict[Key, Tensor]:
         """(site, layer) -> (width,) fp32: variance of the difference over samples, with n in the denominator."""
         few, zero, squares = self.sums / self._count()
-        return {key: value.float() for key, value in self._split(squares - (few - zero).square()).items()}
+        return self._split((squares - (few - zero).square()).float())
 
     def steadiness(self) -> dict[str, float]:
         """By site, the cosine to expect between the difference, all layers as one vector, and that of other samples.

@@ -21,7 +21,6 @@ from laai.runtime import check_precision, heed_sigterm
 NOTHING = -1
 """In place of a pair's number, for devices that have none."""
 
-
 SAVE_SECONDS = 15.0
 """How much work an interruption may cost."""
 
@@ -33,8 +32,7 @@ def run_all(
     """Run the pairs that are missing; every device has the sums over all devices afterwards.
 
     Args:
-        contrast: what is filled.
-        model: the language model that it reads; where the trainer put it, it is put back.
+        model: that the contrast reads; it is put back where it was.
         batch_size: pairs at a time on each device.
         trainer: shares the pairs out to its devices; None to run them here, where the model is.
         partial: where to keep what is done, as files PARTIAL.0, PARTIAL.1, … by device. A run with the same settings,
@@ -74,7 +72,7 @@ def run_all(
             raise
         finally:
             model.to(device)  # Lightning leaves it elsewhere
-        if work.is_first:
+        if work.rank == 0:
             work.save()  # of all devices
 
 
@@ -97,20 +95,15 @@ class _Work(pl.LightningModule):
         super().__init__()
         self._contrast, self._bar, self._partial = contrast, bar, partial
         model.held_by(self)
-        self._rank, self._devices = 0, 1
+        self.rank, self._devices = 0, 1
         self._error: UserError | None = None
         self._saved = time.monotonic()
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this is the only device, or the first of several."""
-        return self._rank == 0
 
     def on_predict_start(self) -> None:
         """The first device keeps what was done before, the others begin with nothing."""
         heed_sigterm(self.trainer)
-        self._rank, self._devices = self.global_rank, self.trainer.world_size
-        if self._rank:
+        self.rank, self._devices = self.global_rank, self.trainer.world_size
+        if self.rank:
             self._bar.disable = True
             self._contrast.set({name: torch.zeros_like(t) for name, t in self._contrast.tensors().items()})
         else:
@@ -122,7 +115,7 @@ class _Work(pl.LightningModule):
                 "and compare samples (--select) where embeddings come out alike"
             )
         self._raise_together()
-        if self._rank and self._partial is not None:
+        if self.rank and self._partial is not None:
             self._file().unlink(missing_ok=True)
 
     def predict_step(self, pairs: Tensor) -> None:
@@ -167,4 +160,4 @@ class _Work(pl.LightningModule):
 
     def _file(self) -> Path:
         assert self._partial is not None
-        return self._partial.with_name(f"{self._partial.name}.{self._rank}")
+        return self._partial.with_name(f"{self._partial.name}.{self.rank}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import add
 
 from laai.models import LanguageModel
 from laai.steering import Intervention
@@ -26,9 +28,7 @@ def combined(vectors: Sequence[Intervention], weights: Sequence[float]) -> Inter
     vectors = [weight * vector for vector, weight in zip(vectors, weights, strict=True)]
     if len(vectors) == 1:
         return vectors[0]
-    total = vectors[0]
-    for vector in vectors[1:]:
-        total = total + vector
+    total = reduce(add, vectors)
     parts = [{**(vector.provenance.cast or {}), "weight": vector.scale} for vector in vectors]
     made = {"combined": parts, "style": parts[0]["style"]}  # the style on top, where `laai evaluate` looks for it
     return total.with_vectors(dict(total.items()), provenance=replace(total.provenance, cast=made))
@@ -47,22 +47,14 @@ def centred(vector: Intervention, others: Sequence[Intervention]) -> Interventio
     Raises:
         UserError: other sites, layers or widths.
     """
-    mean = others[0] * (1 / len(others))
-    for other in others[1:]:
-        mean = mean + other * (1 / len(others))
+    mean = reduce(add, [other * (1 / len(others)) for other in others])
     made = {**(vector.provenance.cast or {}), "centred_on": [other.provenance.cast for other in others]}
     found = vector - mean
     return found.with_vectors(dict(found.items()), provenance=replace(found.provenance, cast=made))
 
 
 def of_equal_norm(model: LanguageModel, vector: Intervention, seed: int) -> Intervention:
-    """Random directions with the norms of `vector`, vector by vector: the control.
-
-    Args:
-        model: the language model.
-        vector: whose sites, layers, norms, scale and positions are taken over.
-        seed: draws the directions, uniform on the sphere; fp32.
-    """
+    """The control: random directions, uniform on the sphere, where and as long as those of `vector`; fp32."""
     draws = [Intervention.random(model, site, vector.select(site=site).layers, seed=seed) for site in vector.sites]
     directions = {key: direction for draw in draws for key, direction in draw.items()}
     return vector.with_vectors({key: v.norm() * directions[key] for key, v in vector.items()})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +26,9 @@ PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
 def fit_ridge(
-    contrast: Contrast,
-    model: nn.Module | LanguageModel,
-    *,
-    penalties: Sequence[float] = PENALTIES,
+    contrast: Contrast, model: nn.Module | LanguageModel, *, penalties: Sequence[float] = PENALTIES,
     positions: Positions = "last_prompt",
-) -> RidgeMap:
+) -> RidgeMap:  # fmt: skip
     """Fit a map for each site and layer of a contrast that kept its samples' activations.
 
     The penalty of each map is the one with the least leave-one-out error, which ridge regression gives in closed form.
@@ -38,7 +36,7 @@ def fit_ridge(
     Args:
         contrast: from `cast.extraction.vectors.contrast_of` with `keep=True`.
         model: what it was read from.
-        penalties: to choose from, in units of the activations' mean squared distance from their mean.
+        penalties: to choose from, in the units of `PENALTIES`.
         positions: which tokens will be steered.
 
     Raises:
@@ -67,16 +65,11 @@ def ridge(states: Tensor, effects: Tensor, penalties: Sequence[float] = PENALTIE
     x, y = states.double() - centre, effects.double() - mean
     kernel, unit = x @ x.T, x.square().sum(dim=1).mean()
     total = _left_out(torch.zeros_like(kernel), y, 1.0)
-    best: tuple[float, Tensor] | None = None
-    for penalty in penalties:
-        strength = float(penalty * unit) or 1.0
-        error = _left_out(kernel, y, strength)
-        if best is None or error < best[0]:
-            right = torch.linalg.solve(kernel + strength * torch.eye(len(x), dtype=x.dtype), y)
-            best = (error, right)
-    assert best is not None, "no penalty"
-    explained = 1 - best[0] / total if total else 0.0
-    return AffineMap(mean.float(), centre.float(), x.T.float().contiguous(), best[1].float().contiguous(), explained)
+    strengths = [float(penalty * unit) or 1.0 for penalty in penalties]
+    error, strength = min(((_left_out(kernel, y, one), one) for one in strengths), key=itemgetter(0))
+    right = torch.linalg.solve(kernel + strength * torch.eye(len(x), dtype=x.dtype), y)
+    explained = 1 - error / total if total else 0.0
+    return AffineMap(mean.float(), centre.float(), x.T.float().contiguous(), right.float().contiguous(), explained)
 
 
 def _left_out(kernel: Tensor, y: Tensor, strength: float) -> float:

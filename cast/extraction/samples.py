@@ -44,22 +44,15 @@ class Samples(NamedTuple):
 
 
 def draw(
-    pool: Sequence[Example],
-    samples: int,
-    shots: int,
-    seed: int,
-    *,
-    strategy: Strategy = "random",
+    pool: Sequence[Example], samples: int, shots: int, seed: int, *, strategy: Strategy = "random",
     embed: Callable[[Sequence[Example]], NDArray[np.floating]] | None = None,
-    shared: bool = False,
-    from_selected: bool = False,
-) -> Samples:
+    shared: bool = False, from_selected: bool = False,
+) -> Samples:  # fmt: skip
     """Select samples from a pool and, for each, draw `shots` demonstrations among all other examples.
 
     Args:
         pool: labelled examples of the source task.
-        samples: how many, at most as many as there are.
-        shots: demonstrations of each.
+        samples: at most as many as there are.
         seed: draws samples and demonstrations.
         strategy: how samples are selected, see `cast.selection`.
         embed: gives embeddings (examples, width), for strategies other than `random`.

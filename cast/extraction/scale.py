@@ -17,10 +17,8 @@ from laai.steering import Intervention
 CAST_SCALES = (0.25, 0.5, 1.0, 1.5, 2.0)
 """Strengths of a task's own CAST vector that are tried."""
 
-
 LONGEST_ANSWER = 24
 """Tokens of an answer that its probability takes."""
-
 
 Criterion = Literal["likelihood", "probability"]
 
@@ -46,21 +44,10 @@ def answer_scores(nll: Tensor, prompts: Sequence[Prompt], criterion: Criterion) 
 
 
 def best_scale(
-    model: LanguageModel,
-    vector: Intervention,
-    prompts: Sequence[Prompt],
-    scales: Sequence[float] = CAST_SCALES,
+    model: LanguageModel, vector: Intervention, prompts: Sequence[Prompt], scales: Sequence[float] = CAST_SCALES,
     engine: Engine | None = None,
-) -> float:
-    """The scale at which the steered model gives labelled answers the highest likelihood.
-
-    Args:
-        model: the language model.
-        vector: a CAST vector.
-        prompts: labelled prompts with their answers, as for training.
-        scales: what to try.
-        engine: the model's, if there is one.
-    """
+) -> float:  # fmt: skip
+    """The scale, of `scales`, at which the steered `model` gives `prompts`' labelled answers the highest likelihood."""
     nll = (engine or Engine(model)).sweep([vector], scales, prompts).nll[0]
     scores = answer_scores(nll, prompts, "likelihood").sum(-1)
     return list(scales)[int(scores.nan_to_num(nan=-math.inf).argmax())]  # NaN: a scale at which the model overflows

@@ -36,9 +36,8 @@ def extract(
     """Extract the CAST vector of a source task, for all layers in one pass over each prompt.
 
     Args:
-        model: the language model.
         source: the task whose examples are the samples and their demonstrations.
-        samples: how many samples; all of the task's examples if it has no more.
+        samples: all of the task's examples if it has no more.
         shots: demonstrations in each few-shot prompt, drawn for each sample from all other examples.
         strategy: how the samples are selected, see `cast.select`.
         encoder: a sentence encoder (hub id or folder) to compare examples by, for strategies other than `random`;
@@ -47,7 +46,6 @@ def extract(
         from_selected: draw demonstrations from the samples alone, so that no other label is needed.
         style: prompt style, `plain` or `chat`.
         seed: draws samples and demonstrations.
-        progress: show progress bars.
         options: further arguments of `extract_from`: site, layers, positions, preserve_norm, kind, batch_size,
             trainer, partial. The files of `partial` stay: call `cast.extraction.loop.discard` once the vector is saved.
 
@@ -73,8 +71,8 @@ def extract(
         strategy=strategy, embed=embed, shared=shared_shots, from_selected=from_selected,
     )  # fmt: skip
     settings: dict[str, object] = {"samples": len(drawn.samples), "shots": len(drawn.demonstrations[0]), "seed": seed}
-    settings |= {"strategy": strategy, "encoder": encoder, "shared_shots": shared_shots}
-    settings |= {"from_selected": from_selected}
+    settings |= {"strategy": strategy, "encoder": encoder}
+    settings |= {"shared_shots": shared_shots, "from_selected": from_selected}
     template = Template(model.tokenizer, source, style)
     random = strategy == "random" and not (shared_shots or from_selected) and len(drawn.samples) < len(source.examples)
     return extract_from(model, template, *drawn, progress=progress, settings=settings, independent=random, **options)
@@ -91,12 +89,9 @@ def check_encoder(encoder: str | None, strategy: Strategy) -> None:
 
 
 def extract_own(model: LanguageModel, template: Template, examples: Sequence[Example], **options: Any) -> Intervention:
-    """The CAST vector of a few labelled examples themselves: each one's query behind all the others.
+    """The CAST vector of two or more labelled examples: each is a sample, and the others are its demonstrations.
 
     Args:
-        model: the language model.
-        template: writes the prompts.
-        examples: two or more; each is a sample, and the others are its demonstrations.
         options: further arguments of `extract_from`.
 
     Returns:
@@ -116,23 +111,13 @@ def extract_own(model: LanguageModel, template: Template, examples: Sequence[Exa
 
 
 def extract_from(
-    model: LanguageModel,
-    template: Template,
-    samples: Sequence[Example],
-    demonstrations: Sequence[Sequence[Example]],
-    *,
-    positions: Positions = "last_prompt",
-    preserve_norm: bool = False,
-    kind: Kind = "difference",
-    settings: Mapping[str, object] | None = None,
-    independent: bool = False,
-    **options: Any,
-) -> Intervention:
+    model: LanguageModel, template: Template, samples: Sequence[Example], demonstrations: Sequence[Sequence[Example]],
+    *, positions: Positions = "last_prompt", preserve_norm: bool = False, kind: Kind = "difference",
+    settings: Mapping[str, object] | None = None, independent: bool = False, **options: Any,
+) -> Intervention:  # fmt: skip
     """Extract from given samples, each with its own demonstrations.
 
     Args:
-        model: the language model.
-        template: writes the prompts.
         samples: whose prompts are read.
         demonstrations: for each sample, what its few-shot prompt shows.
         positions: where the vector will be added when it is used.
@@ -149,11 +134,8 @@ def extract_from(
     if kind not in KINDS:
         raise UserError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
     contrast = contrast_of(model, template, samples, demonstrations, **options)
-    parts = [
-        Intervention.zeros(model, s, [i for found, i in contrast.widths if found == s])
-        for s in dict.fromkeys(s for s, _ in contrast.widths)
-    ]
-    heads = {layer: count for part in parts for layer, count in part.num_heads.items()}
+    attention = {i: model.decoder.layer(i).heads for site, i in contrast.widths if site == "heads"}
+    heads = {i: heads.count for i, heads in attention.items() if heads is not None}
     facts = {**(contrast.provenance.cast or {}), "kind": kind} | dict(settings or {})
     if independent and kind == "difference":  # few-shot states alone are alike whatever is shown
         facts["steadiness"] = contrast.steadiness()
@@ -172,18 +154,12 @@ def contrast_of(
     """The sums behind a vector: means and variances by site and layer; with `keep`, every sample's activations.
 
     Args:
-        model: the language model.
-        template: writes the prompts.
-        samples: whose prompts are read.
-        demonstrations: for each sample, what its few-shot prompt shows.
+        samples, demonstrations: as of `extract_from`.
         site: `heads`, `residual`, or both.
         layers: which layers; default: all that have the site.
         batch_size: pairs of prompts run at a time on each device.
         trainer: a Lightning trainer whose devices share the samples; None to run where the model is.
-        partial: files to go on from after an interruption, see `cast.extraction.loop.run_all`; they stay until
-            `cast.extraction.loop.discard`, to be called once the result is saved.
-        progress: show a progress bar.
-        keep: keep every sample's activations.
+        partial: files to go on from after an interruption, see `cast.extraction.loop.run_all`.
 
     Raises:
         UserError: a sample stands among its own demonstrations, there is no such site or layer, no batch, the trainer's

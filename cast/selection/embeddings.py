@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,8 @@ from laai.files import write_atomically
 from laai.models import LanguageModel, cache_folder, fingerprint
 
 Embeddings = NDArray[np.float32]
-
-
 Encoded = tuple[Tensor, Tensor, Tensor]
 """Token ids, attention mask and which tokens count, (texts, tokens)."""
-
 
 MAX_TOKENS = 512
 """Tokens of a text that count."""
@@ -46,11 +44,9 @@ def state_embeddings(
     texts is taken off.
 
     Args:
-        model: the language model, without vectors.
-        texts: what to embed; their first `MAX_TOKENS` tokens count.
+        model: without vectors.
+        texts: their first `MAX_TOKENS` tokens count.
         layer: whose output is read; default: two thirds of the way up.
-        batch_size: texts run at a time.
-        progress: show a progress bar.
 
     Returns:
         (texts, hidden size) fp32; from the disk if this model embedded these texts before.
@@ -93,10 +89,8 @@ def encoder_embeddings(
 
     Args:
         name: hub id or folder of an encoder for `transformers.AutoModel`, say sentence-transformers/all-MiniLM-L6-v2.
-        texts: what to embed; their first `MAX_TOKENS` tokens count.
-        batch_size: texts run at a time.
-        progress: show a progress bar.
-        device: where it runs.
+        texts: their first `MAX_TOKENS` tokens count.
+        device: where it runs; default: the CPU.
 
     Returns:
         (texts, width) fp32; from the disk if the same encoder embedded these texts before.
@@ -124,21 +118,15 @@ def encoder_embeddings(
         states: Tensor = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         return states
 
-    def embed() -> Embeddings:
-        return _averaged(run, encode, texts, encoder, batch_size, progress)
-
+    embed = partial(_averaged, run, encode, texts, encoder, batch_size, progress)
     return _kept([fingerprint(encoder)], texts, embed)
 
 
 @torch.no_grad()
 def _averaged(
-    run: Callable[[Tensor, Tensor], Tensor],
-    encode: Callable[[list[str]], Encoded],
-    texts: Sequence[str],
-    module: nn.Module,
-    batch_size: int,
-    progress: bool,
-) -> Embeddings:
+    run: Callable[[Tensor, Tensor], Tensor], encode: Callable[[list[str]], Encoded], texts: Sequence[str],
+    module: nn.Module, batch_size: int, progress: bool,
+) -> Embeddings:  # fmt: skip
     """Mean of `run`'s states (batch, tokens, width) over the tokens of each text that count, in batches by length."""
     device = next(module.parameters()).device
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
@@ -158,13 +146,10 @@ def _kept(key: list[Any], texts: Sequence[str], embed: Callable[[], Embeddings])
     """What `embed` gives, from a file in the cache if it was asked for before. A damaged file is made anew."""
     name = hashlib.sha256(json.dumps([key, list(texts)], ensure_ascii=False).encode()).hexdigest()[:32]
     path = cache_folder() / "embeddings" / f"{name}.safetensors"
-    if path.exists():
-        try:
-            found: Embeddings = load_file(path)["embeddings"]
-            if len(found) == len(texts):
-                return found
-        except (SafetensorError, KeyError, OSError):
-            pass
+    with contextlib.suppress(SafetensorError, KeyError, OSError):
+        found: Embeddings = load_file(path)["embeddings"]
+        if len(found) == len(texts):
+            return found
     embeddings = embed()
     with contextlib.suppress(UserError):  # a cache that cannot be written costs time alone
         write_atomically(path, lambda temporary: save_file({"embeddings": embeddings}, temporary))

@@ -1,12 +1,11 @@
 """How many samples of a pool a chosen few speak for: influence by diffusion over the graph of neighbours.
 
 Both influences are monotone and submodular, so that a greedy choice is within 1 - 1/e of the best, and both share one
-shape: `bounds` never lie below the gains, `gain` is exact, `add` takes a sample and brings the bounds up to date.
+shape: `bounds`, (n,), never lie below the marginal gains, `gain` is exact, `add` takes a sample and brings the bounds
+up to date.
 """
 
 from __future__ import annotations
-
-from typing import Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -15,19 +14,6 @@ from numpy.typing import NDArray
 from cast.selection.neighbours import Neighbours
 
 Gains = NDArray[np.float64]
-
-
-class Influence(Protocol):
-    """What a greedy choice asks of an influence."""
-
-    bounds: Gains
-    """(n,) upper bounds of each sample's marginal gain."""
-
-    def gain(self, sample: int) -> float:
-        """The influence that a sample would add."""
-
-    def add(self, sample: int) -> None:
-        """Take a sample, and bring the bounds up to date."""
 
 
 class WalkInfluence:
@@ -79,8 +65,6 @@ class CascadeInfluence:
 
     Args:
         backward: row v holds the samples that can reach v in one step, with their probabilities.
-        rng: draws the cascades.
-        cascades: reversed cascades.
         steps: length of a cascade at most.
     """
 
@@ -136,19 +120,16 @@ class FacilityInfluence:
         self._nearest[sample] = 1.0
 
 
+Influence = WalkInfluence | CascadeInfluence | FacilityInfluence
+
+
 def reversed_cascades(
     backward: sp.csr_array, roots: NDArray[np.int64], rng: np.random.Generator, steps: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each root, the samples whose cascade reaches it.
-
-    Args:
-        backward: row v holds the samples that can reach v in one step, with their probabilities.
-        roots: (cascades,).
-        rng: draws each edge once in each cascade.
-        steps: at most.
+    """For each of `roots`, (cascades,), the samples whose cascade reaches it in so many steps at most.
 
     Returns:
-        Pairs (cascade, member), each once, roots included.
+        Pairs (cascade, member), each once, roots included; an edge is drawn once in each cascade.
     """
     count = backward.shape[0]
     frontier = np.arange(len(roots)) * count + roots  # (cascade, sample) in one number

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from laai.errors import UserError
 
 Floats = NDArray[np.float32]
-
-
 EXACT_UP_TO = 20_000
 """Samples up to which every pair is compared; beyond, an inverted file finds nearly all neighbours in far less time."""
 
@@ -76,8 +74,7 @@ def nearest_neighbours(rows: Floats, k: int, seed: int = 0) -> Neighbours:
     if count <= EXACT_UP_TO:
         exact.add(rows)
         return _without_self(*exact.search(rows, k + 1), np.arange(count))
-    cells = int(2 * np.sqrt(count))
-    index = faiss.IndexIVFFlat(exact, width, cells, faiss.METRIC_INNER_PRODUCT)
+    index = faiss.IndexIVFFlat(exact, width, int(2 * np.sqrt(count)), faiss.METRIC_INNER_PRODUCT)
     index.cp.seed, index.cp.niter, index.cp.max_points_per_centroid, index.cp.spherical = seed, 5, 40, True
     index.train(rows)
     index.add(rows)

@@ -1,7 +1,8 @@
 """Which samples of a source task to extract from: strategies by name.
 
-A strategy takes embeddings and returns the numbers of the chosen samples, in the order they were chosen: the first ten
-of a hundred are the ten it would have chosen alone, but for `random`, whose order is its draw's.
+A strategy takes embeddings, (n, width) rows of length one, and returns the numbers of fewer than n chosen samples, in
+the order they were chosen: the first ten of a hundred are the ten it would have chosen alone, but for `random`, whose
+order is its draw's. Its seed draws cascades and the clusters behind the graph of neighbours.
 """
 
 from __future__ import annotations
@@ -21,20 +22,15 @@ Diffusion = Literal["walk", "cascade"]
 
 
 def select(
-    strategy: Strategy,
-    count: int,
-    samples: int,
-    embed: Callable[[], NDArray[np.floating]],
-    seed: int = 0,
+    strategy: Strategy, count: int, samples: int, embed: Callable[[], NDArray[np.floating]], seed: int = 0
 ) -> list[int]:
     """Choose `samples` of `count` by a strategy's name; all of them where there are no more.
 
     Args:
         strategy: one of `STRATEGIES`.
         count: samples in the pool.
-        samples: how many to choose, at least 1.
+        samples: at least 1.
         embed: gives their embeddings (count, width); not called for `random`.
-        seed: draws what the strategy draws.
 
     Raises:
         UserError: an unknown strategy, fewer than one sample, or embeddings of another number of samples.
@@ -67,10 +63,6 @@ def cast(
     neighbours. Both factors only fall as S grows, so lazy evaluation finds what greedy evaluation of all would.
 
     Args:
-        rows: (n, width) of length one.
-        samples: fewer than n.
-        seed: of the graph's clustering and of cascades.
-        neighbours: edges of each sample.
         diffusion: `walk`, deterministic, or `cascade`, independent cascades.
     """
     graph = nearest_neighbours(rows, neighbours, seed)
@@ -113,8 +105,7 @@ def vote_k(rows: Floats, samples: int, seed: int = 0, *, neighbours: int = 150, 
 
 def facility_location(rows: Floats, samples: int, seed: int = 0, *, neighbours: int = 50) -> list[int]:
     """Greedy by Σ over samples v of the cosine of v with the nearest chosen one, over the graph of neighbours."""
-    graph = nearest_neighbours(rows, neighbours, seed)
-    return lazy_greedy(FacilityInfluence(graph), samples)
+    return lazy_greedy(FacilityInfluence(nearest_neighbours(rows, neighbours, seed)), samples)
 
 
 def k_center(rows: Floats, samples: int, seed: int = 0) -> list[int]:
@@ -129,12 +120,8 @@ def k_center(rows: Floats, samples: int, seed: int = 0) -> list[int]:
 
 
 _BY_EMBEDDING: dict[str, Callable[[Floats, int, int], list[int]]] = {
-    "cast": cast,
-    "ideal": ideal,
-    "vote_k": vote_k,
-    "facility_location": facility_location,
-    "k_center": k_center,
-}
+    "cast": cast, "ideal": ideal, "vote_k": vote_k, "facility_location": facility_location, "k_center": k_center,
+}  # fmt: skip
 
 
 def lazy_greedy(influence: Influence, samples: int, apart: Floats | None = None) -> list[int]:
@@ -142,7 +129,6 @@ def lazy_greedy(influence: Influence, samples: int, apart: Floats | None = None)
 
     Args:
         influence: monotone and submodular.
-        samples: how many to choose.
         apart: (n, width) unit rows; each gain is multiplied by the distance 1 − cos to the nearest chosen sample.
     """
     chosen: list[int] = []
@@ -157,8 +143,6 @@ def lazy_greedy(influence: Influence, samples: int, apart: Floats | None = None)
         influence.add(best)
         if apart is not None:
             np.minimum(distance, 1.0 - (apart @ apart[best]).clip(min=0.0), out=distance)
-            bounds = np.minimum(bounds, influence.bounds * distance)
-        else:
-            bounds = np.minimum(bounds, influence.bounds)
+        bounds = np.minimum(bounds, influence.bounds * distance)
         bounds[chosen] = -np.inf
     return chosen

@@ -11,11 +11,6 @@ from laai.prompts import demonstrations_of, fitting, fitting_own
 from laai.steering import Intervention
 
 
-def zero_shot(course: Course) -> Arm:
-    """The model and the query alone."""
-    return Arm("zero-shot")
-
-
 def cross_task_few_shot(course: Course) -> Arm | None:
     """As many examples of the heaviest source before the query as the vector has samples, or as fit."""
     sources, data, settings = course.drawn.sources, course.drawn.data, course.settings
@@ -60,7 +55,6 @@ def random_samples(course: Course) -> Arm | None:
 
 
 ARMS: dict[str, Callable[[Course], Arm | None]] = {
-    "zero-shot": zero_shot,
     "cross-task few-shot": cross_task_few_shot,
     "few-shot": few_shot,
     "label prior": prior_alone,
@@ -68,13 +62,12 @@ ARMS: dict[str, Callable[[Course], Arm | None]] = {
     "random direction": random_direction,
     "random samples": random_samples,
 }
-"""In the order of the table."""
+"""Behind the methods of `laai.methods` that need nothing of a transfer, in the order of the table."""
+BASELINES = ("zero-shot", *(name for name in ARMS if name != "cast"))
 
 
-BASELINES = tuple(name for name in ARMS if name != "cast")
-
-
-def arms_of(course: Course, baselines: Collection[str]) -> list[Arm]:
+def arms_of(course: Course, baselines: Collection[str]) -> list[str | Arm]:
     """The vector and these baselines, as far as they apply, in the order of the table."""
+    common = [name for name in BASELINES if name in baselines and name not in ARMS]
     built = [build(course) for name, build in ARMS.items() if name in (*baselines, "cast")]
-    return [arm for arm in built if arm is not None]
+    return [*common, *(arm for arm in built if arm is not None)]

@@ -8,7 +8,7 @@ chance are passed over; on a dozen examples that tells more than how often it wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,18 +28,14 @@ from laai.vocabulary import Site
 TRIES = 20
 """Places, best first, whose options are looked at, which costs a forward for each of them."""
 
-
 Right = Callable[[Sequence[int], float], Tensor]
 """The right option's share of the options' probability, (examples with choices,), with layers at a scale."""
-
 
 TRANSFER_SCALES = (0.5, 1.0, 2.0)
 """Strengths that are tried. 3 and 4 on residual layers raised the gain on these examples and lowered it on others."""
 
-
 LEAST_GAIN = 0.01
 """Rise of the answers' probability, the exact match that sampling would expect, that is worth some forced choice."""
-
 
 FEWEST = 5
 """Examples below which no gain is believed: a bootstrap of so few is too sure of itself."""
@@ -79,15 +75,17 @@ class Placement:
     def of(self, vector: Intervention) -> Intervention:
         """The chosen part of a vector at the chosen scale."""
         part = self.scale * vector.select(layers=self.layers, site=self.site)
-        if not self.factors:
-            return part
-        by_layer = dict(zip(self.layers, self.factors, strict=True))
-        return part.with_vectors({key: by_layer[key[1]] * v for key, v in part.items()})
+        return scaled(part, dict(zip(self.layers, self.factors, strict=True))) if self.factors else part
 
     @property
     def scales(self) -> tuple[float, ...]:
         """The strength on each of `layers`."""
         return tuple(self.scale * factor for factor in self.factors or (1.0,) * len(self.layers))
+
+
+def scaled(vector: Intervention, by_layer: Mapping[int, float]) -> Intervention:
+    """Each layer at a scale of its own."""
+    return vector.with_vectors({key: by_layer[key[1]] * v for key, v in vector.items()})
 
 
 @dataclass(frozen=True)
@@ -108,25 +106,14 @@ class Grid:
 
 
 def grid(
-    model: LanguageModel,
-    vector: Intervention,
-    template: Template,
-    examples: Sequence[Example],
-    *,
-    scales: Sequence[float] = TRANSFER_SCALES,
-    places: Sequence[Sequence[int]] | None = None,
-    progress: bool = True,
-) -> Grid:
+    model: LanguageModel, vector: Intervention, template: Template, examples: Sequence[Example], *,
+    scales: Sequence[float] = TRANSFER_SCALES, places: Sequence[Sequence[int]] | None = None, progress: bool = True,
+) -> Grid:  # fmt: skip
     """How likely a vector at many places and scales makes the answers of examples; one pass over their prefixes.
 
     Args:
-        model: the language model.
-        vector: from `cast.extract`.
-        template: writes the prompts.
         examples: labelled.
-        scales: strengths.
         places: layers that keep their vectors, each a candidate; default: `places_of` the vector.
-        progress: show a progress bar.
     """
     places = places_of(model, vector) if places is None else places
     candidates = [vector.select(layers=layers) for layers in places]
@@ -151,20 +138,12 @@ def probabilities(
 
 
 def right_options(
-    model: LanguageModel,
-    vector: Intervention,
-    template: Template,
-    examples: Sequence[Example],
-    *,
-    calibrate: bool = False,
-    engine: Engine | None = None,
-) -> Right:
+    model: LanguageModel, vector: Intervention, template: Template, examples: Sequence[Example], *,
+    calibrate: bool = False, engine: Engine | None = None,
+) -> Right:  # fmt: skip
     """Measures the right option's probability in examples that have choices, with `vector` on some layers at a scale.
 
     Args:
-        model: the language model.
-        vector: from `cast.extract`.
-        template: writes the prompts.
         examples: labelled; those without choices are left out.
         calibrate: a `label_prior` goes with the vector, where it can; without the vector (scale 0) there is none.
         engine: the model's, with what others ran on these examples; default: all tries share one of their own.

@@ -10,9 +10,8 @@ from typing import Any
 
 from cast.extraction import centred, combined, discard, extract, files_of, with_label_prior
 from cast.transfers.choice import Placement
-from cast.transfers.draws import Drawn
+from cast.transfers.draws import Drawn, TransferSettings
 from cast.transfers.search import choose_placement
-from cast.transfers.settings import TransferSettings
 from laai.models import LanguageModel
 from laai.runtime import Trainer
 from laai.steering import Intervention
@@ -27,6 +26,7 @@ class Course:
         placement: where it goes, and how strongly.
         steering: the placed vector with its label prior, where one goes with it; its provenance has `refused` too.
         refused: it is not applied.
+        selected: samples are not drawn at random.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class Course:
         self._partial, self._trainer, self._numbers = partial, trainer, itertools.count()
         self._options = {name: getattr(settings, name) for name in ("samples", "shots", "style", "seed", "site")}
         self._options |= options
+        self.selected = self._options.get("strategy", "random") != "random"
         self._centre = [self._extracted(task) for task in drawn.centre]
         self.vector = self._combined()
         self.placement = self._placed(self.vector)
@@ -55,11 +56,6 @@ class Course:
         vector = self._combined(strategy="random", encoder=None)
         placement = self._placed(vector)
         return self.finished(placement.of(vector)) if self._fits(placement) else None
-
-    @property
-    def selected(self) -> bool:
-        """Whether samples are not drawn at random."""
-        return bool(self._options.get("strategy", "random") != "random")
 
     def _combined(self, **changes: Any) -> Intervention:
         sources = self.drawn.sources

@@ -9,13 +9,13 @@ from typing import Any
 from cast.transfers.baselines import BASELINES, arms_of
 from cast.transfers.choice import Placement
 from cast.transfers.course import Course
-from cast.transfers.draws import Sources, draw_tasks
-from cast.transfers.settings import TransferSettings
+from cast.transfers.draws import Sources, TransferSettings, draw_tasks
+from laai.compare import compare
 from laai.errors import UserError
-from laai.evaluation import Evaluation, Scores, evaluate_arms
+from laai.evaluation import Evaluation, Scores
 from laai.models import LanguageModel
 from laai.prompts import Shown
-from laai.runtime import Trainer, quiet_trainer
+from laai.runtime import Trainer
 from laai.steering import Intervention
 from laai.tasks import Task
 
@@ -43,8 +43,7 @@ class Transfer:
     @property
     def few_shot(self) -> int | None:
         """How many demonstrations the baseline `few-shot` shows; None where it was not measured."""
-        shown = [len(e.arm.demonstrations) for e in self.evaluations if e.arm.demonstrations]
-        return shown[0] if shown else None
+        return next((len(e.arm.demonstrations) for e in self.evaluations if e.arm.demonstrations), None)
 
     @property
     def shown(self) -> Shown | None:
@@ -56,42 +55,31 @@ class Transfer:
         facts = {"chosen_on": self.chosen_on, "refused": self.refused, "choice": asdict(self.choice)}
         facts["label_prior"] = self.vector.provenance.label_prior
         shown = self.shown and {"source": self.shown.task.name, "examples": len(self.shown.examples)}
-        facts["cross_task_few_shot"] = shown
-        facts["few_shot"] = self.few_shot
+        facts |= {"cross_task_few_shot": shown, "few_shot": self.few_shot}
         told = ("base_model", "revision", "config_hash", "cast")
         facts["vector"] = {name: value for name, value in self.vector.provenance.to_header().items() if name in told}
-        pairs = zip(self.scores, self.evaluations, strict=True)
-        return facts | {"rows": [scores.as_json() | evaluation.answers for scores, evaluation in pairs]}
+        return facts | {"rows": [evaluation.as_row() for evaluation in self.evaluations]}
 
 
 def transfer(
-    model: LanguageModel,
-    source: Sources,
-    target: Task | str,
-    *,
-    trainer: Trainer | None = None,
-    partial: Path | None = None,
-    progress: bool = True,
-    **options: Any,
-) -> Transfer:
+    model: LanguageModel, source: Sources, target: Task | str, *, trainer: Trainer | None = None,
+    partial: Path | None = None, progress: bool = True, **options: Any,
+) -> Transfer:  # fmt: skip
     """Steer a poorly-resourced target by vectors of well-resourced source tasks, and measure it (CAST, 2507.13236).
 
     Args:
-        model: the language model.
         source: a task, several, or weights by task; several vectors are combined as their weighted mean.
         target: the task to be steered.
         trainer: a Lightning trainer for extraction and tests, whose devices share them; all else runs in each of its
             processes, where the model is. Default: tests on one device, extraction where the model is.
         partial: where to keep extractions, so that a run with the same settings goes on from there after an
             interruption; what is chosen and measured after them is done again. See `discard_all`.
-        progress: show progress bars.
-        options: those of `cast.transfers.settings.TransferSettings`, and further arguments of `cast.extract`: strategy,
+        options: those of `cast.transfers.draws.TransferSettings`, and further arguments of `cast.extract`: strategy,
             kind, shared_shots, …
 
     Raises:
         UserError: a task cannot be read, is too small or is given twice, no test query, an unknown baseline, a model
-            that overflows on all examples that the placement is chosen on, a trainer whose precision would convert it,
-            or partial files of other extractions.
+            that overflows on all examples that the placement is chosen on, or what `cast.extract` raises.
     """
     named = {field.name for field in fields(TransferSettings)} & options.keys()
     settings = TransferSettings(**{name: options.pop(name) for name in named})
@@ -101,7 +89,7 @@ def transfer(
     drawn = draw_tasks(model, source, target, settings)
     options["progress"] = progress and (trainer is None or trainer.is_global_zero)
     course = Course(model, drawn, settings, partial, trainer, options)
-    evaluations = evaluate_arms(trainer or quiet_trainer(), model, drawn.data, arms_of(course, baselines))
+    evaluations = compare(model, drawn.data, arms_of(course, baselines), trainer=trainer)
     scores = [e.scores for e in evaluations if e.scores is not None]
     chosen_on = "target" if settings.development else "source"
     return Transfer(course.steering, course.placement, chosen_on, course.refused, scores, evaluations)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from cast.extraction.ridge import fit_ridge, ridge
 from cast.extraction.samples import draw
 from cast.extraction.vectors import contrast_of
-from laai.cli.commands import main
+from laai.cli.main import main
 from laai.errors import UserError
 from laai.evaluation.arms import Arm, evaluate_arms
 from laai.prompts.templates import Template

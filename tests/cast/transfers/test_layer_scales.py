@@ -8,10 +8,9 @@ import itertools
 import pytest
 import torch
 
-import cast.transfers.layer_scales as module
+import cast.transfers.search as module
 from cast.transfers.choice import Placement, choose, grid
-from cast.transfers.layer_scales import scale_by_layer
-from cast.transfers.search import choose_placement
+from cast.transfers.search import choose_placement, scale_by_layer
 from laai.engine import Engine, answer_nll
 from laai.engine.sweep import SweepScores
 from laai.prompts.batches import collate
