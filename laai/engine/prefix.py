@@ -23,7 +23,6 @@ from laai.errors import UserError
 from laai.models import LanguageModel, unwrap
 from laai.steering import prompts_of
 
-
 ROOM = 256
 """Tokens that may come after a prefix: the last prompt token and the answer."""
 
