@@ -62,7 +62,10 @@ class _Calls(threading.local):
     """The `_Call` of each thread. torch.compile follows writes to this plain object, not to a thread-local one."""
 
     def __init__(self, everyone: dict[int, _Call]) -> None:
-        self.call = everyone[threading.get_ident()] = _Call()
+        self.call, number = _Call(), threading.get_ident()
+        if number in everyone and (ended := everyone[number]).to_recompute:  # a thread that had this number before
+            everyone[-id(ended)] = ended
+        everyone[number] = self.call
 
 
 class Attachment:
