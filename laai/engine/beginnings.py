@@ -140,7 +140,6 @@ class Passes:
     """What passes over the same prompts have in common.
 
     Args:
-        model: the language model.
         store: for the prefixes.
         beginnings: common beginnings that are known; prefixes are run behind them.
         continues: whether the model continues a prefix; None to ask it, of the first batch that has one.

@@ -99,8 +99,8 @@ class Engine:
             reason = "it is compiled"
         elif self.model.sharded:  # all processes would have to agree on every forward
             reason = "its parameters are sharded"
-        elif (found := find_way(self.model, batch, below, vectors)) is not None:
-            return found
+        elif (agreed := find_way(self.model, batch, below, vectors)) is not None:
+            return agreed
         else:
             reason = "its forward after a kept prefix is not that over the whole prompt"
         if None not in self._agreed.values():  # said once

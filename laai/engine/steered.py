@@ -28,7 +28,6 @@ class Steered:
     model, or any at positions `all`, whole prompts are run.
 
     Args:
-        model: the language model.
         vectors: what is attached to it already.
         store: for what is kept; of its own, as states depend on the vectors, and bits on what an example was run with.
         settle: says of a batch how it is continued; None for whole prompts always.

@@ -116,7 +116,7 @@ class LanguageModel:
 
     @property
     def config_hash(self) -> str:
-        """16 hex digits that stand for the architecture; see `config_hash`."""
+        """16 hex digits that stand for the architecture."""
         return config_hash(self.llm.config)
 
     @property
