@@ -6,9 +6,8 @@ above it measuring, extraction and learning say what to run, and none of them kn
 """
 
 from laai.engine.engine import Batches, Engine
-from laai.engine.forward import answer_logits, answer_nll, mean_nll, token_divergence, token_nll
+from laai.engine.forward import answer_logits, answer_nll, mean_nll, token_divergence, token_nll, write
 from laai.engine.frozen import FrozenBatch
-from laai.engine.greedy import write
 from laai.engine.prefix import position_options, rows_of, run_prefix
 from laai.engine.skipping import unchanged_layers
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import product
 from typing import get_args
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from laai.engine.forward import answer_logits, token_nll
-from laai.engine.frozen import FrozenBatch, Way
+from laai.engine.frozen import Agreed, FrozenBatch, Way
 from laai.engine.prefix import rows_of, run_prefix, stack_rows
 from laai.models import LanguageModel
 from laai.prompts import IGNORE, Batch
@@ -21,7 +20,6 @@ from laai.steering import Intervention
 
 FLOOR = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """By the dtype of the computation: a difference in a token's NLL, in nats, that is never held against a way."""
-
 
 NOISES = (0.05, 0.5, 5.0)
 """Standard deviations to disturb vectors by, until the disturbance is seen."""
@@ -34,7 +32,7 @@ def find_way(
     below: Sequence[nn.Module] = (),
     intervention: Intervention | None = None,
     ways: Sequence[Way] = get_args(Way),
-) -> tuple[Way, Sequence[nn.Module]] | None:
+) -> Agreed | None:
     """The first way that agrees with the whole forward on two examples of a batch, its shortest and its longest.
 
     The examples' prefixes are run apart and put together, as they are in use. Vectors are disturbed meanwhile, so far
@@ -42,14 +40,14 @@ def find_way(
     whole forward differs from itself under more padding, times a few.
 
     Args:
-        model: the language model, with the vectors attached if there are any.
+        model: with the vectors attached if there are any.
         batch: prompts with their answers.
         below: layers to skip if that agrees.
         intervention: the vectors.
         ways: what to try.
 
     Returns:
-        How to attend, and the layers to skip: all of `below`, or none. None if every way differs.
+        How to attend, and whether all of `below` can be skipped. None if every way differs.
     """
     lengths = batch.prefix_mask.sum(-1).tolist()
     by_length = sorted((i for i in range(len(lengths)) if lengths[i]), key=lambda i: lengths[i])
@@ -65,27 +63,25 @@ def find_way(
         with nullcontext() if intervention is None else disturbed(intervention, noise):
             whole = plain if intervention is None else _nll(model, probe)
             if intervention is None or float((whole - plain).abs().max()) > 10 * near or noise == NOISES[-1]:
-                return _first_that_agrees(model, probe, whole, near, product(ways, (below, ())))
+                cases = [Agreed(way, skips) for way in ways for skips in (True, False) if skips or below]
+                return next((case for case in cases if _agrees(model, probe, whole, near, below, case)), None)
     return None
 
 
-def _first_that_agrees(
-    model: LanguageModel, probe: Batch, whole: Tensor, near: float, ways: Iterator[tuple[Way, Sequence[nn.Module]]]
-) -> tuple[Way, Sequence[nn.Module]] | None:
-    for way, skipped in ways:
-        try:
-            alone = [probe.rows_at([i]) for i in range(len(probe.rows))]
-            rows = [rows_of(run_prefix(model, one.prefix_ids, one.prefix_mask))[0] for one in alone]
-            frozen = FrozenBatch(model, probe, stack_rows(rows, probe.prefix_ids.device), way)
-            found = [token_nll(frozen.run(skipped), probe.labels) for _ in range(2)]  # skipped layers are noted first
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # foreign modelling code may fail in any way on what it was not made for
-            logging.getLogger("laai").debug("after a kept prefix, %s: %r", way, error)
-            continue
-        if all(float((nll - whole).abs().max()) <= near for nll in found):
-            return way, skipped
-    return None
+def _agrees(
+    model: LanguageModel, probe: Batch, whole: Tensor, near: float, below: Sequence[nn.Module], case: Agreed
+) -> bool:
+    try:
+        alone = [probe.rows_at([i]) for i in range(len(probe.rows))]
+        rows = [rows_of(run_prefix(model, one.prefix_ids, one.prefix_mask))[0] for one in alone]
+        frozen = FrozenBatch(model, probe, stack_rows(rows, probe.prefix_ids.device), case.way, skips=case.skips)
+        found = [token_nll(frozen.run(below), probe.labels) for _ in range(2)]  # skipped layers are noted first
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # foreign modelling code may fail in any way on what it was not made for
+        logging.getLogger("laai").debug("after a kept prefix, %s: %r", case.way, error)
+        return False
+    return all(float((nll - whole).abs().max()) <= near for nll in found)
 
 
 def _nll(model: LanguageModel, batch: Batch) -> Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -21,13 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from laai.engine.agreement import computing_dtype, find_way
-from laai.engine.beginnings import Beginnings, begin
-from laai.engine.forward import answer_logits
+from laai.engine.beginnings import Beginnings, Passes, Started, batches_of, begin, behind_beginning
+from laai.engine.forward import answer_logits, write
 from laai.engine.frozen import Agreed, FrozenBatch, Way
-from laai.engine.greedy import write
 from laai.engine.prefix import NoPrefixError, run_prefix
 from laai.engine.skipping import unchanged_layers
-from laai.engine.started import Passes, Started, batches_of, behind_beginning
 from laai.engine.steered import Steered
 from laai.engine.store import Memory, PrefixStore
 from laai.engine.sweep import SweepScores, logits_at
@@ -101,8 +99,8 @@ class Engine:
             reason = "it is compiled"
         elif self.model.sharded:  # all processes would have to agree on every forward
             reason = "its parameters are sharded"
-        elif (found := find_way(self.model, batch, below, vectors)) is not None:
-            return Agreed(found[0], bool(found[1]) or not below)
+        elif (agreed := find_way(self.model, batch, below, vectors)) is not None:
+            return agreed
         else:
             reason = "its forward after a kept prefix is not that over the whole prompt"
         if None not in self._agreed.values():  # said once
@@ -130,13 +128,11 @@ class Engine:
         probe = free[len(free) // 2]
         with probe.on(self.model):
             agreed = self.settle(batch, probe)
-        if agreed is None:
-            return FrozenBatch(self.model, batch)
-        try:
-            prefix = run_prefix(self.model, batch.prefix_ids, batch.prefix_mask)
-        except NoPrefixError:
-            return FrozenBatch(self.model, batch)
-        return FrozenBatch(self.model, batch, prefix, agreed.way, skips=agreed.skips)
+        with suppress(NoPrefixError):
+            if agreed is not None:
+                prefix = run_prefix(self.model, batch.prefix_ids, batch.prefix_mask)
+                return FrozenBatch(self.model, batch, prefix, agreed.way, skips=agreed.skips)
+        return FrozenBatch(self.model, batch)
 
     @contextmanager
     def passes(self, prompts: Sequence[Prompt], shown: bool = False) -> Iterator[Batches]:

@@ -1,14 +1,17 @@
-"""Forwards of a causal LM over prompts with answers: logits at the suffix, and losses of the answer tokens."""
+"""Runs of a causal LM over prompts: logits at the suffix, losses of the answer tokens, and what it writes."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers import GenerationConfig
 
-from laai.engine.prefix import Prefix, position_options
+from laai.engine.prefix import Prefix, check_length, forward_arguments
 from laai.engine.split_attention import apart, splitting
 from laai.models import LanguageModel
 from laai.prompts import IGNORE, Batch
@@ -19,7 +22,7 @@ def answer_nll(model: LanguageModel, batch: Batch, before: Prefix | None = None)
     """Negative log-likelihood of each answer token by one forward over prefix and suffix.
 
     Args:
-        model: the language model, as it is.
+        model: as it is.
         batch: prompts with their answers.
         before: what comes before each row, run already.
 
@@ -47,21 +50,17 @@ def last_logits(
     """Logits (batch, keep, vocabulary) of the last `keep` columns; the output head runs on those alone where it can.
 
     Args:
-        model: the language model, as it is.
+        model: as it is.
         ids, mask: (batch, tokens) to run.
         keep: columns wanted.
         before: tokens that come before these, run already.
         split: attend to those where they lie, instead of appending to a copy of them.
     """
-    whole = mask if before is None else torch.cat([before.mask, mask], dim=1)
-    options = position_options(model, whole, keep)
-    if "position_ids" in options:
-        options["position_ids"] = options["position_ids"][:, -ids.shape[1] :]
-    cache = {} if before is None else {"past_key_values": apart(before.continued()) if split else before.continued()}
+    arguments = forward_arguments(model, ids, mask, before, keep)
+    if split and before is not None:
+        apart(arguments["past_key_values"])
     with splitting(model) if split else nullcontext():
-        logits: Tensor = model.llm(
-            input_ids=ids, attention_mask=whole, use_cache=bool(cache), **options, **cache
-        ).logits
+        logits: Tensor = model.llm(**arguments, use_cache=before is not None).logits
     return logits[:, -keep:]
 
 
@@ -93,3 +92,38 @@ def mean_nll(nll: Tensor, labels: Tensor) -> Tensor:
         labels: (batch, suffix tokens).
     """
     return nll.sum() / (labels != IGNORE).sum().clamp_min(1)
+
+
+def write(model: LanguageModel, batch: Batch, run: Tensor, before: Prefix | None, max_new_tokens: int) -> list[str]:
+    """The text that follows each prompt of a batch, by `generate`, greedily; answers in the batch are left out.
+
+    Args:
+        model: as it is.
+        batch: what is left of each prompt.
+        run: (rows, tokens) those that come before, padded on the left; their keys and values are `before`.
+        before: None where nothing was run.
+        max_new_tokens: of each text.
+    """
+    ids = torch.cat([run, batch.prefix_ids, batch.suffix_ids[:, :1]], dim=1)
+    mask = torch.cat([batch.prefix_mask, batch.suffix_mask[:, :1]], dim=1)
+    mask = mask if before is None else torch.cat([before.mask, mask], dim=1)
+    options: dict[str, Any] = {} if before is None else {"past_key_values": before.continued()}
+    check_length(model, mask, max_new_tokens - 1)
+    llm: Any = model.llm
+    options |= {"max_new_tokens": max_new_tokens, "pad_token_id": model.pad, "synced_gpus": model.sharded}
+    with _greedy(llm):
+        out: Tensor = llm.generate(input_ids=ids, attention_mask=mask, **options)
+    new = out[:, ids.shape[1] :]
+    return list(model.tokenizer.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+@contextmanager
+def _greedy(llm: Any) -> Iterator[None]:
+    """Without the generation defaults that came with the model: a repetition penalty would punish right answers."""
+    untyped: Any = GenerationConfig
+    own = llm.generation_config
+    llm.generation_config = untyped(eos_token_id=own.eos_token_id, do_sample=False, num_beams=1)
+    try:
+        yield
+    finally:
+        llm.generation_config = own

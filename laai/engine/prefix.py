@@ -23,13 +23,12 @@ from laai.errors import UserError
 from laai.models import LanguageModel, unwrap
 from laai.steering import prompts_of
 
+ROOM = 256
+"""Tokens that may come after a prefix: the last prompt token and the answer."""
+
 
 class NoPrefixError(RuntimeError):
     """This model, or a prompt of this length, has no prefix that can be kept: whole prompts have to be run."""
-
-
-ROOM = 256
-"""Tokens that may come after a prefix: the last prompt token and the answer."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,7 @@ class Prefix:
 
     def continued(self) -> DynamicCache:
         """A cache to go on with. It shares the tensors: a forward puts new ones into it and leaves these alone."""
-        cache = copy.copy(self.cache)
-        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        return cache
+        return _shallow(self.cache)
 
 
 @torch.no_grad()
@@ -65,20 +62,17 @@ def run_prefix(model: LanguageModel, ids: Tensor, mask: Tensor, before: Prefix |
     Raises:
         NoPrefixError: the model keeps no keys and values that can be continued row by row.
     """
-    whole = mask if before is None else torch.cat([before.mask, mask], dim=1)
-    if "past_key_values" not in _accepted(model) or _outgrows(model, whole.shape[1]):
+    tokens = mask.shape[1] + (0 if before is None else before.mask.shape[1])
+    if "past_key_values" not in _accepted(model) or _outgrows(model, tokens):
         raise NoPrefixError
-    options = position_options(model, whole, 1)
-    if before is not None:
-        options["past_key_values"] = before.continued()
-    if "position_ids" in options:
-        options["position_ids"] = options["position_ids"][:, -ids.shape[1] :]
+    arguments = forward_arguments(model, ids, mask, before, 1)
+    whole: Tensor = arguments["attention_mask"]
     with prompts_of(whole.sum(-1) + 1):
-        cache = model.llm(input_ids=ids, attention_mask=whole, **options, use_cache=True).past_key_values
+        cache = model.llm(**arguments, use_cache=True).past_key_values
     if type(cache) is not DynamicCache or not cache.layers:
         raise NoPrefixError
     for layer in _layers(cache):  # state space and linear attention fold all tokens into one state
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) or layer.get_seq_length() != whole.shape[1]:
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) or layer.get_seq_length() != tokens:
             raise NoPrefixError
     return Prefix(whole, cache)
 
@@ -127,10 +121,8 @@ class PrefixRow:
 
     def copied(self, device: torch.device | None = None) -> PrefixRow:
         """A copy that holds no other row's memory, on a device or where it is."""
-        layers = tuple(
-            (k.to(device or k.device, copy=True), v.to(device or v.device, copy=True)) for k, v in self.layers
-        )
-        return PrefixRow(self.length, layers, self.made_by)
+        layers = [[t.to(device or t.device, copy=True) for t in pair] for pair in self.layers]
+        return PrefixRow(self.length, tuple((keys, values) for keys, values in layers), self.made_by)
 
 
 def rows_of(prefix: Prefix) -> list[PrefixRow]:
@@ -157,9 +149,15 @@ def stack_rows(rows: Sequence[PrefixRow], device: torch.device) -> Prefix:
     return Prefix(mask.long(), cache)
 
 
+def _shallow(cache: DynamicCache) -> DynamicCache:
+    """A cache with layers of its own and the same tensors."""
+    new = copy.copy(cache)
+    new.layers = [copy.copy(layer) for layer in cache.layers]
+    return new
+
+
 def _without_tensors(cache: DynamicCache) -> DynamicCache:
-    bare = copy.copy(cache)
-    bare.layers = [copy.copy(layer) for layer in cache.layers]
+    bare = _shallow(cache)
     for layer in _layers(bare):
         layer.keys = layer.values = None
     return bare
@@ -178,6 +176,18 @@ def _last(table: Any, row: int, length: int) -> Tensor:
 def _pad_left(parts: Sequence[Tensor]) -> Tensor:
     width = max(part.shape[1] for part in parts)
     return torch.stack([functional.pad(part, (0, 0, width - part.shape[1], 0)) for part in parts])
+
+
+def forward_arguments(
+    model: LanguageModel, ids: Tensor, mask: Tensor, before: Prefix | None, keep: int
+) -> dict[str, Any]:
+    """What a forward takes to run ids (rows, tokens) after `before`; logits of the last `keep` columns are wanted."""
+    whole = mask if before is None else torch.cat([before.mask, mask], dim=1)
+    options = position_options(model, whole, keep)
+    if "position_ids" in options:
+        options["position_ids"] = options["position_ids"][:, -ids.shape[1] :]
+    cache = {} if before is None else {"past_key_values": before.continued()}
+    return {"input_ids": ids, "attention_mask": whole} | options | cache
 
 
 def position_options(model: LanguageModel, mask: Tensor, keep: int) -> dict[str, Any]:
@@ -206,9 +216,8 @@ def check_length(model: LanguageModel, mask: Tensor, more: int = 0) -> None:
     limit = model.context
     if not limit or mask.shape[1] + more <= limit or (longest := int(mask.sum(-1).max()) + more) <= limit:
         return
-    if any(
-        isinstance(m, nn.Embedding) and 0 <= m.num_embeddings - limit <= 2 for m in model.llm.modules()
-    ):  # OPT has 2 more
+    tables = [m.num_embeddings for m in model.llm.modules() if isinstance(m, nn.Embedding)]
+    if any(0 <= rows - limit <= 2 for rows in tables):  # OPT has 2 more
         raise UserError(
             f"a prompt with its answer has {longest} tokens, and the model no more than {limit} positions: "
             "take fewer or shorter examples"

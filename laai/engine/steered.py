@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from laai.engine.forward import answer_logits
 from laai.engine.frozen import Agreed, FrozenBatch
 from laai.engine.prefix import NoPrefixError, run_prefix
-from laai.engine.recompute import recomputing
 from laai.engine.skipping import LayerOutput, unchanged_layers
-from laai.engine.store import PrefixStore, prefix_keys, suffix_keys
-from laai.models import LanguageModel
+from laai.engine.store import PrefixStore, row_keys
+from laai.errors import UserError
+from laai.models import LanguageModel, unwrap
 from laai.prompts import Batch
 from laai.steering import Intervention, attachments
 
@@ -28,7 +29,6 @@ class Steered:
     model, or any at positions `all`, whole prompts are run.
 
     Args:
-        model: the language model.
         vectors: what is attached to it already.
         store: for what is kept; of its own, as states depend on the vectors, and bits on what an example was run with.
         settle: says of a batch how it is continued; None for whole prompts always.
@@ -97,7 +97,7 @@ class Steered:
     @torch.no_grad()
     def _visit(self, batch: Batch) -> None:
         """Run each example that has not been seen by itself, so that what is kept of it is always the same."""
-        for row, key in enumerate(zip(prefix_keys(batch), suffix_keys(batch), strict=True)):
+        for row, key in enumerate(row_keys(batch)):
             if key not in self._seen:
                 self._seen.add(key)
                 self.logits(batch.row(row))
@@ -115,3 +115,32 @@ class Steered:
 def _same(one: Batch, other: Batch) -> bool:
     """Whether two batches hold the same tokens on the same device."""
     return one.prefix_ids.device == other.prefix_ids.device and all(map(torch.equal, one[:4], other[:4]))
+
+
+@contextmanager
+def recomputing(model: LanguageModel) -> Iterator[None]:
+    """Activation checkpointing: inside, forwards that need a gradient keep the input of each layer alone.
+
+    They are run again in the backward pass. The model stays in eval mode otherwise.
+    transformers recomputes only layers in training mode, so the layers themselves, and nothing in them, are put into
+    it: no dropout comes alive. Caches do not work inside.
+
+    Raises:
+        UserError: transformers cannot do this for the architecture.
+    """
+    whole: Any = unwrap(model.llm)
+    if not getattr(whole, "supports_gradient_checkpointing", False):
+        raise UserError(f"{type(whole).__name__} has no activation checkpointing in transformers: leave it off")
+    layers = [module for module in whole.modules() if isinstance(module, GradientCheckpointingLayer)]
+    hooked = bool(getattr(whole, "_require_grads_hooks", []))
+    whole.activation_checkpointing_enable({"use_reentrant": False})
+    if not hooked:  # a frozen model's embeddings need no gradient, but transformers may hook them to have one
+        whole.disable_input_require_grads()
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+        whole.activation_checkpointing_disable()

@@ -106,7 +106,7 @@ class PrefixStore:
 
     def state(self, batch: Batch) -> Tensor | None:
         """What `keep_state` was given for these examples: (batch, tokens, width), or None if any is missing."""
-        found = [self._states.get(key) for key in zip(prefix_keys(batch), suffix_keys(batch), strict=True)]
+        found = [self._states.get(key) for key in row_keys(batch)]
         states = [state.to(batch.suffix_ids.device) for state in found if state is not None]
         if len(states) < len(found):
             return None
@@ -116,12 +116,12 @@ class PrefixStore:
     def keep_state(self, batch: Batch, hidden: Tensor) -> None:
         """Keep a state (batch, tokens, width) of the suffix's tokens, for examples whose prefix is kept."""
         lengths, token = batch.suffix_mask.sum(-1).tolist(), hidden.shape[-1] * hidden.element_size()
-        for prefix, suffix, tokens, state in zip(prefix_keys(batch), suffix_keys(batch), lengths, hidden, strict=True):
-            if prefix in self._rows and (prefix, suffix) not in self._states:
+        for key, tokens, state in zip(row_keys(batch), lengths, hidden, strict=True):
+            if key[0] in self._rows and key not in self._states:
                 home = self._memory.take(tokens * token, hidden.device, self._taken)
                 if home is not None:
                     kept = state[:tokens]
-                    self._states[prefix, suffix] = kept.to(home) if home.type != kept.device.type else kept
+                    self._states[key] = kept.to(home) if home.type != kept.device.type else kept
 
     def _keep(self, rows: Mapping[bytes, PrefixRow]) -> None:
         """Keep what fits: as views where these hold little more than is counted, else as copies."""
@@ -160,9 +160,9 @@ def prefix_keys(batch: Batch) -> list[bytes]:
     return _keys(batch.prefix_ids, batch.prefix_mask)
 
 
-def suffix_keys(batch: Batch) -> list[bytes]:
-    """The suffixes of a batch by their tokens."""
-    return _keys(batch.suffix_ids, batch.suffix_mask)
+def row_keys(batch: Batch) -> list[tuple[bytes, bytes]]:
+    """The prefix and the suffix of each row by their tokens."""
+    return list(zip(prefix_keys(batch), _keys(batch.suffix_ids, batch.suffix_mask), strict=True))
 
 
 def _keys(ids: Tensor, mask: Tensor) -> list[bytes]:

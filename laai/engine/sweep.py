@@ -47,11 +47,8 @@ def logits_at(
 ) -> Tensor:
     """Logits (batch * scales, suffix tokens, vocabulary): each row at each scale in turn."""
     edits = {key: _edit(candidate, vector, scales) for key, vector in candidate.items()}
-    attachment = Attachment(frozen.model.llm, edits, candidate.positions)
-    try:
+    with Attachment(frozen.model.llm, edits, candidate.positions):
         return frozen.repeated(len(scales), below).run(below)
-    finally:
-        attachment.detach()
 
 
 def _edit(candidate: Intervention, vector: Tensor, scales: Sequence[float]) -> Edit:

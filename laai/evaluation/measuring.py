@@ -67,7 +67,6 @@ def measure(
     """Measure a model as it is, with whatever vectors are attached to it.
 
     Args:
-        model: the language model.
         template: writes the prompts.
         examples: numbered examples; results keep the numbers and come in this order.
         demonstrations: shown before every query (few-shot).
@@ -152,10 +151,7 @@ def _options(template: Template, example: Example, demonstrations: Sequence[Exam
     """The prompt with each option; with its terminator too where one option begins another, and would always win."""
     found: list[Prompt] = []
     for terminate in (False, True):
-        found = [
-            template.encode(example.input, demonstrations, option, terminate=terminate)
-            for option in example.choices or ()
-        ]
+        found = [template.encode(example.input, demonstrations, o, terminate) for o in example.choices or ()]
         answers = sorted({prompt.answer for prompt in found})  # what begins another stands right before one it begins
         if not any(long[: len(short)] == short for short, long in itertools.pairwise(answers)):
             break

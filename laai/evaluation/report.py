@@ -14,16 +14,8 @@ from laai.evaluation.scores import Scores
 from laai.files import write_json
 from laai.tasks import Example
 
-_COLUMNS = (
-    "method",
-    "exact match",
-    "95% interval",
-    "forced choice",
-    "95% interval",
-    "NLL",
-    "prompt tokens",
-    "ms / query",
-)
+_INTERVAL = "95% interval"
+_COLUMNS = ("method", "exact match", _INTERVAL, "forced choice", _INTERVAL, "NLL", "prompt tokens", "ms / query")
 
 
 def _cells(s: Scores) -> tuple[str, ...]:

@@ -57,18 +57,27 @@ class TaskMetrics(nn.Module):
 
     def update(self, measured: Sequence[Measured]) -> None:
         """Add measured examples."""
-        self._add(self.exact, [(m.row, m.exact) for m in measured])
-        self._add(self.nll, [(m.row, m.nll) for m in measured])
-        self._add(self.tokens, [(m.row, m.prompt_tokens) for m in measured])
-        self._add(self.ms, [(m.row, 1000 * m.seconds) for m in measured])
-        # NaN for an example without choices: every device updates every metric, as all must join to gather one.
-        for metric, name in ((self.choice_sum, "choice_sum"), (self.choice_mean, "choice_mean")):
-            self._add(metric, [(m.row, math.nan if (v := getattr(m, name)) is None else v) for m in measured])
+        if not measured:
+            return
+        found: dict[str, list[float | None]] = {
+            "exact": [m.exact for m in measured],
+            "nll": [m.nll for m in measured],
+            "tokens": [m.prompt_tokens for m in measured],
+            "ms": [1000 * m.seconds for m in measured],
+            "choice_sum": [m.choice_sum for m in measured],
+            "choice_mean": [m.choice_mean for m in measured],
+        }
+        for name, values in found.items():
+            metric: PerExample = getattr(self, name)
+            # NaN for an example without choices: every device updates every metric, as all must join to gather one.
+            numbers = torch.tensor([math.nan if v is None else v for v in values], dtype=torch.float32)
+            rows = torch.tensor([m.row for m in measured], device=metric.device)
+            metric.update(numbers.to(metric.device), rows)
 
     def compute(self, method: str) -> Scores:
         """The scores over all devices' examples, each counted once."""
         exact = share_interval(self.exact.compute().view(-1))
-        mean = {name: getattr(self, name).compute().double().mean().item() for name in ("nll", "tokens", "ms")}
+        nll, tokens, ms = (one.compute().double().mean().item() for one in (self.nll, self.tokens, self.ms))
         right = [metric.compute().view(-1) for metric in (self.choice_sum, self.choice_mean)]
         choice, by_mean = (share_interval(values[~values.isnan()]) for values in right)
         return Scores(
@@ -80,10 +89,10 @@ class TaskMetrics(nn.Module):
             choice_accuracy_low=choice.low if choice.n else None,
             choice_accuracy_high=choice.high if choice.n else None,
             choice_accuracy_mean=by_mean.mean if by_mean.n else None,
-            nll=mean["nll"],
+            nll=nll,
             n=exact.n,
-            prompt_tokens=mean["tokens"],
-            ms_per_query=mean["ms"],
+            prompt_tokens=tokens,
+            ms_per_query=ms,
         )
 
     def answers(self) -> dict[str, list[int | None]]:
@@ -97,12 +106,3 @@ class TaskMetrics(nn.Module):
         metrics: Any = self.children()
         for metric in metrics:
             metric.reset()
-
-    @staticmethod
-    def _add(metric: PerExample, pairs: Sequence[tuple[int, float]]) -> None:
-        if pairs:
-            rows, values = zip(*pairs, strict=True)
-            metric.update(
-                torch.tensor(values, dtype=torch.float32, device=metric.device),
-                torch.tensor(rows, device=metric.device),
-            )

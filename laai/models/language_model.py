@@ -9,10 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from laai.errors import UserError
 from laai.models.decoder import Decoder, find_decoder, text_config, unwrap
@@ -119,7 +116,7 @@ class LanguageModel:
 
     @property
     def config_hash(self) -> str:
-        """16 hex digits that stand for the architecture; see `config_hash`."""
+        """16 hex digits that stand for the architecture."""
         return config_hash(self.llm.config)
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from laai.errors import UserError
 from laai.files import check_name
 from laai.models.default import GGUF_SHA256, default_model_folder
 from laai.models.language_model import LanguageModel
-from laai.models.reading import ONLY_PICKLES, read, read_gguf
+from laai.models.reading import ONLY_PICKLES, read, read_gguf, sha256
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -50,8 +49,7 @@ def load_model(
         return LanguageModel(llm, tokenizer, text, GGUF_SHA256)
     if is_file:
         llm, tokenizer = read_gguf(path, **options)
-        with path.open("rb") as file:
-            return LanguageModel(llm, tokenizer, text, hashlib.file_digest(file, "sha256").hexdigest())
+        return LanguageModel(llm, tokenizer, text, sha256(path))
     if path.is_dir():
         _check_folder(text, path)
         llm, tokenizer = read(text, path, {"trust_remote_code": trust_remote_code}, options)

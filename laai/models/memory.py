@@ -10,14 +10,8 @@ import psutil
 import torch
 
 MEMBERSHIP = Path("/proc/self/cgroup")
-
-
 MOUNT = Path("/sys/fs/cgroup")
-
-
 UNIFIED = ("memory.max", "memory.current", "inactive_file")
-
-
 LEGACY = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 """Files of a limit and of what is used, and the line of `memory.stat` with what the kernel would give back first."""
 

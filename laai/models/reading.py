@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,7 @@ import torch
 from gguf import GGUFReader
 from huggingface_hub import errors as hub_errors
 from tokenizers import pre_tokenizers
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from laai.errors import UserError
@@ -25,8 +20,6 @@ from laai.errors import UserError
 # Names llama.cpp gives to tokenizers that split digits one by one before the byte-level rule; transformers' GGUF reader
 # ignores the name, and then tokenizes the white space before a digit differently ("\n\n1" as "\n", "\n", "1").
 SINGLE_DIGIT_TOKENIZERS = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
-
-
 ONLY_PICKLES = (
     "expected safetensors weights in {!r}, found pickle weights only, which can run code when they are read: convert "
     "them with save_pretrained where that does no harm, or take a revision that has safetensors"
@@ -71,6 +64,12 @@ def read_gguf(
         )
     _forget_quantisation(llm)
     return llm, tokenizer
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file in hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _forget_quantisation(llm: PreTrainedModel) -> None:

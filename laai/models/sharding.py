@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 
 from laai.errors import UserError
 from laai.models.decoder import find_decoder
@@ -25,17 +24,11 @@ from laai.models.language_model import LanguageModel
 from laai.models.loading import load_model
 
 
-def is_sharded(llm: nn.Module) -> bool:
-    """Whether a model's weights lie in shards on several devices."""
-    return any(isinstance(parameter, DTensor) for parameter in llm.parameters())
-
-
 def load_sharded(name: str, dtype: str, mesh: DeviceMesh, device: torch.device) -> LanguageModel:
     """Load a model into shards; all processes of the mesh call this.
 
     Args:
-        name: as in `load_model`.
-        dtype: as in `load_model`.
+        name, dtype: as in `load_model`.
         mesh: the processes.
         device: this process's.
 
@@ -48,8 +41,8 @@ def load_sharded(name: str, dtype: str, mesh: DeviceMesh, device: torch.device) 
         try:
             whole = load_model(name, dtype=dtype)
             llm = whole.llm
-            tensors = {**dict(llm.named_parameters()), **dict(llm.named_buffers())}
-            shapes = {key: (tensor.shape, tensor.dtype) for key, tensor in tensors.items()}
+            tensors = [*llm.named_parameters(), *llm.named_buffers()]
+            shapes = {key: (tensor.shape, tensor.dtype) for key, tensor in tensors}
             told = [(type(llm), llm.config, llm.generation_config, whole.tokenizer, whole.revision, shapes)]
         except UserError as error:
             told = [error]
@@ -76,11 +69,11 @@ def shard(llm: nn.Module, mesh: DeviceMesh, device: torch.device, shapes: Mappin
         shapes: name -> (shape, dtype) of all parameters and buffers of process 0's.
     """
     names = {module: name for name, module in llm.named_modules()}
-    layers = [layer.module for layer in find_decoder(llm).layers]
-    for layer in layers:
-        _fill(llm, [key for key in shapes if key.startswith(f"{names[layer]}.")], device, shapes)
+    layers = {f"{names[layer.module]}.": layer.module for layer in find_decoder(llm).layers}
+    for name, layer in layers.items():
+        _fill(llm, [key for key in shapes if key.startswith(name)], device, shapes)
         fully_shard(layer, mesh=mesh)
-    inside = tuple(f"{names[layer]}." for layer in layers)
+    inside = tuple(layers)
     _fill(llm, [key for key in shapes if not key.startswith(inside)], device, shapes)
     fully_shard(llm, mesh=mesh)
 

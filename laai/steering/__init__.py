@@ -2,12 +2,11 @@
 
 from laai.steering.hooks import Attachment, Edit, Key, attachments, is_compiled, record_last_token, steer
 from laai.steering.intervention import Intervention
-from laai.steering.loading import load
 from laai.steering.positions import Where, prompts_of
 from laai.steering.provenance import Provenance
 from laai.steering.ridge import AffineMap, RidgeMap
 from laai.steering.rows import attach_rows
-from laai.steering.steering import Steering, check_fits
+from laai.steering.steering import Steering, check_fits, load
 
 __all__ = [
     "AffineMap",

@@ -10,6 +10,8 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from laai.errors import UserError
-from laai.models import Decoder, Heads, find_decoder, unwrap
+from laai.models import Decoder, find_decoder, unwrap
 from laai.steering.positions import PromptColumns, Where, pad_left, past_length, where_in_rows
 from laai.vocabulary import Positions, Site
 
@@ -46,21 +48,24 @@ def steer(hidden: Tensor, vector: Tensor, where: Where, preserve_norm: bool = Fa
     return steered if where is True else torch.where(torch.as_tensor(where, device=hidden.device), steered, hidden)
 
 
+@dataclass
 class _Call:
     """What one thread knows of its `generate` and forward."""
 
-    def __init__(self) -> None:
-        self.columns: PromptColumns | None = None
-        self.where: Where | None = None
-        self.to_recompute: list[Where] = []
-        self.recomputing = False
+    columns: PromptColumns | None = None
+    where: Where | None = None
+    to_recompute: list[Where] = field(default_factory=list)
+    recomputing: bool = False
 
 
 class _Calls(threading.local):
     """The `_Call` of each thread. torch.compile follows writes to this plain object, not to a thread-local one."""
 
     def __init__(self, everyone: dict[int, _Call]) -> None:
-        self.call = everyone[threading.get_ident()] = _Call()
+        self.call, number = _Call(), threading.get_ident()
+        if number in everyone and (ended := everyone[number]).to_recompute:  # a thread that had this number before
+            everyone[-id(ended)] = ended
+        everyone[number] = self.call
 
 
 class Attachment:
@@ -86,9 +91,8 @@ class Attachment:
         if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
             raise UserError("this PEFT adapter puts virtual tokens before the prompt, so steered tokens cannot be told")
         if not callable(getattr(self._model, "generate", None)):
-            raise UserError(
-                f"expected a causal language model, found {type(self._model).__name__}, which cannot generate"
-            )
+            found = f"{type(self._model).__name__}, which cannot generate"
+            raise UserError(f"expected a causal language model, found {found}")
         decoder = find_decoder(self._model)
         self._signature = inspect.signature(decoder.module.forward)
         self._everyone: dict[int, _Call] = {}
@@ -97,7 +101,8 @@ class Attachment:
             hook = decoder.module.register_forward_pre_hook(self._locate, prepend=True, with_kwargs=True)
             undo.callback(hook.remove)
             for (site, index), edit in edits.items():
-                undo.callback(self._hook(decoder, site, index, edit).remove)
+                # First: before the hooks by which transformers records `output_hidden_states`.
+                undo.callback(_hook(decoder, site, index, partial(self._edited, edit), first=True).remove)
             before: Any = self._model.generate
             undo.callback(self._restore, self._model.__dict__.get("generate"))
             self._generate = self._model.__dict__["generate"] = self._wrap(before)
@@ -117,24 +122,14 @@ class Attachment:
         self._undo.close()
 
     def __enter__(self) -> Attachment:
-        """The attachment, for a `with`."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Detach."""
         self.detach()
 
-    def _hook(self, decoder: Decoder, site: Site, index: int, edit: Edit) -> RemovableHandle:
-        """`prepend=True`: before the hooks by which transformers records `output_hidden_states`."""
-
-        def edited(value: Any) -> Any:
-            where = self._where_now(_first(value))
-            return None if where is False else _replace_hidden(value, edit(_hidden(value, where), where))
-
-        if site == "residual":
-            layer = decoder.layer(index).module
-            return layer.register_forward_hook(lambda _, __, output: edited(output), prepend=True)
-        return _heads(decoder, index).projection.register_forward_pre_hook(lambda _, args: edited(args), prepend=True)
+    def _edited(self, edit: Edit, value: Any) -> Any:
+        where = self._where_now(_first(value))
+        return None if where is False else _replace_hidden(value, edit(_hidden(value, where), where))
 
     def _where_now(self, hidden: Any) -> Where:
         """This forward's answer; while activation checkpointing recomputes, that of the forward it recomputes."""
@@ -211,31 +206,29 @@ def record_last_token(model: nn.Module, site: Site, layers: Sequence[int]) -> It
     """
     decoder = find_decoder(model)
     seen: dict[int, Tensor] = {}
-    handles: list[RemovableHandle] = []
 
-    def keep(index: int, hidden: Tensor) -> None:
-        seen[index] = hidden[:, -1].detach()
+    def keep(index: int, value: Any) -> None:
+        seen[index] = _hidden(value)[:, -1].detach()
 
-    try:
+    with ExitStack() as undo:
         for index in layers:
-            if site == "residual":
-                module = decoder.layer(index).module
-                handles.append(module.register_forward_hook(lambda _, __, out, i=index: keep(i, _hidden(out))))
-            else:
-                module = _heads(decoder, index).projection
-                handles.append(module.register_forward_pre_hook(lambda _, args, i=index: keep(i, _hidden(args))))
+            undo.callback(_hook(decoder, site, index, partial(keep, index)).remove)
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _heads(decoder: Decoder, index: int) -> Heads:
-    """The heads of layer `index`; raises UserError, naming the layers that have some."""
-    decoder.width("heads", index)
-    heads = decoder.layer(index).heads
-    assert heads is not None
-    return heads
+def _hook(
+    decoder: Decoder, site: Site, index: int, see: Callable[[Any], Any], first: bool = False
+) -> RemovableHandle:
+    """Show what is at a site to `see`, which may return something in its place; raises UserError where there is none.
+
+    That is a layer's output, or the arguments of its output projection.
+    """
+    decoder.width(site, index)
+    layer = decoder.layer(index)
+    if site == "residual":
+        return layer.module.register_forward_hook(lambda _, __, output: see(output), prepend=first)
+    assert layer.heads is not None
+    return layer.heads.projection.register_forward_pre_hook(lambda _, args: see(args), prepend=first)
 
 
 def _distinct(answers: Sequence[Where]) -> list[Where]:

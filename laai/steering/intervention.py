@@ -58,9 +58,8 @@ class Intervention(nn.Module, Steering):
             if vector.dim() != 1:
                 raise UserError(f"the vector at {site} {layer} must be 1-D, not of shape {tuple(vector.shape)}")
             if site == "heads" and ((heads := self.num_heads.get(layer, 1)) < 1 or len(vector) % heads):
-                raise UserError(
-                    f"the vector at heads {layer} of width {len(vector)} cannot be split into {heads} heads"
-                )
+                wide = f"the vector at heads {layer} of width {len(vector)}"
+                raise UserError(f"{wide} cannot be split into {heads} heads")
             self.vectors[f"{site}_{layer}"] = nn.Parameter(vector.detach().to(torch.float32).clone())
 
     @classmethod
@@ -94,7 +93,6 @@ class Intervention(nn.Module, Steering):
         return vector
 
     def __len__(self) -> int:
-        """Number of vectors."""
         return len(self.vectors)
 
     def widths(self) -> dict[Key, int]:
@@ -126,20 +124,16 @@ class Intervention(nn.Module, Steering):
         return self.with_vectors(total, scale=1.0, num_heads=self.num_heads | other.num_heads, provenance=made)
 
     def __add__(self, other: Intervention) -> Intervention:
-        """Sum, layer by layer; scales are multiplied in."""
+        """Sum, and `-` the difference, layer by layer; scales are multiplied in."""
         return self._combine(other, 1.0)
 
     def __sub__(self, other: Intervention) -> Intervention:
-        """Difference, layer by layer; scales are multiplied in."""
         return self._combine(other, -1.0)
 
     def norms(self) -> dict[Key, Tensor]:
         """Euclidean norm of each vector, scale included: scalar at `residual`, one per head at `heads`."""
-        return {
-            (site, i): abs(self.scale)
-            * v.detach().view(self.num_heads.get(i, 1) if site == "heads" else 1, -1).norm(dim=-1)
-            for (site, i), v in self.items()
-        }
+        rows = {(site, i): self.num_heads.get(i, 1) if site == "heads" else 1 for site, i in self.widths()}
+        return {key: abs(self.scale) * v.detach().view(rows[key], -1).norm(dim=-1) for key, v in self.items()}
 
     def edits(self) -> dict[Key, Edit]:
         """(site, layer) -> the addition of its vector."""
@@ -167,11 +161,7 @@ class Intervention(nn.Module, Steering):
         named = {f"{site}.{layer}" for site, layer in vectors}
         if not vectors or named != tensors.keys() or header["layers"] != sorted({layer for _, layer in vectors}):
             raise ValueError(f"layers {header['layers']}, tensors {sorted(tensors)}")
-        return cls(
-            vectors,
-            positions=header["positions"],
-            scale=header["scale"],
-            preserve_norm=header["preserve_norm"],
-            num_heads={int(layer): int(count) for layer, count in header["num_heads"].items()},
-            provenance=Provenance.from_header({name: value for name, value in header.items() if name not in _OWN}),
-        )
+        options = {name: header[name] for name in ("positions", "scale", "preserve_norm")}
+        heads = {int(layer): int(count) for layer, count in header["num_heads"].items()}
+        made = Provenance.from_header({name: value for name, value in header.items() if name not in _OWN})
+        return cls(vectors, num_heads=heads, provenance=made, **options)

@@ -21,7 +21,6 @@ from laai.vocabulary import Positions
 Where = Tensor | bool
 """The steered tokens of one forward: a bool mask that broadcasts to (batch, tokens, 1), or all, or none."""
 
-
 _PROMPT_LENGTHS: ContextVar[Tensor | None] = ContextVar("prompt_lengths", default=None)
 
 

@@ -87,16 +87,13 @@ class Steering(Protocol):
     def __mul__(self, factor: float) -> Self:
         """The same at `factor` times the scale."""
         made = self.provenance
-        if factor != 1:
-            made = made.derived(f"{float(factor):g} * {made.label}")
+        made = made if factor == 1 else made.derived(f"{float(factor):g} * {made.label}")
         return self.part(self.widths(), self.scale * float(factor), made)
 
     def __rmul__(self, factor: float) -> Self:
-        """The same at `factor` times the scale."""
         return self * factor
 
     def __neg__(self) -> Self:
-        """The opposite direction."""
         return self * -1.0
 
     def attach(self, model: nn.Module | LanguageModel) -> Attachment:
@@ -115,8 +112,7 @@ class Steering(Protocol):
         In a plain forward the whole input is the prompt; where it goes on after the prompt or continues a cache, say so
         by `laai.steering.prompts_of`.
 
-        Args:
-            model: a `LanguageModel` or a transformers causal LM.
+        `model` is a `LanguageModel` or a transformers causal LM.
         """
         with self.attach(model):
             yield
@@ -138,16 +134,21 @@ class Steering(Protocol):
         Raises:
             UserError: no such file, not one of ours, damaged, or made for another model.
         """
-        found: Self = load_one_of([cls], path, model)
+        found: Self = _load([cls], path, model)
         return found
 
 
-def load_one_of(kinds: Sequence[type[Any]], path: str | Path, model: nn.Module | LanguageModel | None = None) -> Any:
-    """Read a file of one of these kinds; with `model`, refuse one that does not fit it.
+def load(path: str | Path, model: nn.Module | LanguageModel | None = None) -> Steering:
+    """Read an intervention or a ridge map, whichever the file holds; with `model`, refuse one that does not fit it.
 
     Raises:
         UserError: no such file, not one of ours, damaged, or made for another model.
     """
+    found: Steering = _load(Steering.__subclasses__(), path, model)
+    return found
+
+
+def _load(kinds: Sequence[type[Any]], path: str | Path, model: nn.Module | LanguageModel | None) -> Any:
     what = " or ".join(one.kind for one in kinds)
     tensors, header = read(Path(path), what)
     kind = next((one for one in kinds if header["format"] in one.formats), None)
@@ -180,11 +181,9 @@ def check_fits(steering: Steering, model: nn.Module | LanguageModel, name: str =
     A model of the same configuration under another name (a local copy, a fine-tune) is accepted with a warning.
     """
     refuse_misfit(steering, model, name)
-    made_for, found = steering.provenance, model_identity(model)
-    for made, own, what in (
-        (made_for.base_model, found["base_model"], "the model"),
-        (made_for.revision, found["revision"], "revision"),
-    ):
+    found = model_identity(model)
+    for name_of, what in (("base_model", "the model"), ("revision", "revision")):
+        made, own = getattr(steering.provenance, name_of), found[name_of]
         if made and own and made != own:
             warnings.warn(f"{name or f'this {steering.kind}'} was made for {what} {made}; this is {own}", stacklevel=3)
 

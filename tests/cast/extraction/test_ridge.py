@@ -17,8 +17,8 @@ from laai.errors import UserError
 from laai.evaluation.arms import Arm, evaluate_arms
 from laai.prompts.templates import Template
 from laai.steering.intervention import Intervention
-from laai.steering.loading import load
 from laai.steering.ridge import RidgeMap
+from laai.steering.steering import load
 
 
 @pytest.fixture(scope="module")

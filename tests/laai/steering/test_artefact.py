@@ -10,10 +10,9 @@ import laai.steering.file
 from laai.errors import UserError
 from laai.files import write_atomically, write_json
 from laai.steering.intervention import Intervention
-from laai.steering.loading import load
 from laai.steering.provenance import Provenance
 from laai.steering.ridge import AffineMap, RidgeMap
-from laai.steering.steering import check_fits
+from laai.steering.steering import check_fits, load
 from tests.tiny_models import build, shared
 
 VECTORS = {("residual", 2): torch.linspace(-1, 1, 32), ("heads", 0): torch.randn(32), ("residual", 10): torch.ones(32)}
