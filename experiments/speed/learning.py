@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-import lightning.pytorch as pl
 import psutil
 from inference import prompts_of_length
 from measuring import Row, Tasks, faster, in_turn, over_first, relative, timed
@@ -20,7 +19,7 @@ from laai.engine import Engine, mean_nll
 from laai.evaluation import Arm, evaluate_arms
 from laai.learn import SteeredLM, profile_layers
 from laai.prompts import Prompt, collate
-from laai.runtime import FewShotDataModule, encode_training
+from laai.runtime import FewShotDataModule, encode_training, quiet_trainer
 from laai.steering import Intervention
 
 LAYER, BATCH = 10, 10
@@ -154,7 +153,7 @@ def auto_rows(bench: Bench, task: str, seed: int = 0) -> list[Row]:
     if bench.quick:
         return [cost]
     exhaustive, _ = timed(search)
-    trainer = pl.Trainer(devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer = quiet_trainer()
     tests = evaluate_arms(trainer, model, data, [Arm(name, vector) for name, vector in learned.items()])
     exact = {test.arm.name: test.scores.exact_match for test in tests if test.scores is not None}
     return [

@@ -216,9 +216,7 @@ def record_last_token(model: nn.Module, site: Site, layers: Sequence[int]) -> It
         yield seen
 
 
-def _hook(
-    decoder: Decoder, site: Site, index: int, see: Callable[[Any], Any], first: bool = False
-) -> RemovableHandle:
+def _hook(decoder: Decoder, site: Site, index: int, see: Callable[[Any], Any], first: bool = False) -> RemovableHandle:
     """Show what is at a site to `see`, which may return something in its place; raises UserError where there is none.
 
     That is a layer's output, or the arguments of its output projection.
