@@ -39,7 +39,7 @@ def extract(
         source: the task whose examples are the samples and their demonstrations.
         samples: all of the task's examples if it has no more.
         shots: demonstrations in each few-shot prompt, drawn for each sample from all other examples.
-        strategy: how the samples are selected, see `cast.select`.
+        strategy: how the samples are selected, see `cast.selection`.
         encoder: a sentence encoder (hub id or folder) to compare examples by, for strategies other than `random`;
             default: the language model's own states.
         shared_shots: show all samples the same demonstrations: they are run once then, but the mean is over one draw.
