@@ -20,17 +20,17 @@ def vector(tiny):
 
 def test_rows_equal_what_is_measured_directly(tiny, word_task, words_data, quiet_trainer, vector):
     data = words_data(test=7, eval_batch_size=3)
-    methods = [Arm("a"), Arm("b", demonstrations=data.splits.train), Arm("c", vector)]
-    tests = evaluate_arms(quiet_trainer(), tiny, data, [*methods, Arm("a again")])
+    arms = [Arm("a"), Arm("b", demonstrations=data.splits.train), Arm("c", vector)]
+    tests = evaluate_arms(quiet_trainer(), tiny, data, [*arms, Arm("a again")])
     template, examples = Template(tiny.tokenizer, word_task), list(enumerate(data.splits.test))
-    for test, method in zip(tests, methods, strict=False):
-        if method.intervention is None:
-            direct = measure(tiny, template, examples, method.demonstrations)
+    for test, arm in zip(tests, arms, strict=False):
+        if arm.steering is None:
+            direct = measure(tiny, template, examples, arm.demonstrations)
         else:
-            with method.intervention.on(tiny):
+            with arm.steering.on(tiny):
                 direct = measure(tiny, template, examples)
         scores = test.scores
-        assert (scores.method, scores.n) == (method.name, 7)
+        assert (scores.method, scores.n) == (arm.name, 7)
         assert scores.nll == pytest.approx(sum(m.nll for m in direct) / 7, rel=1e-5)
         assert scores.exact_match == pytest.approx(sum(m.exact for m in direct) / 7)
         assert scores.choice_accuracy == pytest.approx(sum(m.choice_sum for m in direct) / 7)

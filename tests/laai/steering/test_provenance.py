@@ -125,7 +125,7 @@ def test_the_sum_keeps_the_style():
 
 
 def test_learned_and_extracted_vectors_know_what_they_saw(tiny, word_task):
-    data = FewShotDataModule(word_task, 4, validation=2, test=0)
+    data = FewShotDataModule(word_task, 4, validation=2)
     inputs = {e.input for e in (*data.splits.train, *data.splits.validation)}
     learned = laai.fit(tiny, word_task, 4, validation=2, steps=1)
     assert {e.input for e in word_task.examples} - inputs == {
