@@ -61,8 +61,8 @@ class Recipe:
     schedule: str = "constant"
     """Of the rate, first step to last: constant, linear, cosine, or another name of transformers' schedules."""
     prefix_cache: PrefixBudget = "auto"
-    """Memory on the device for what is kept of prompts, in training and in evaluations together: `auto` (half of what is
-    free), bytes, or `off` to run whole prompts every time. Beside another device than the CPU, half of the free host
+    """Memory on the device for what is kept of prompts, in training and in evaluations together: `auto` (half of what
+    is free), bytes, or `off` to run whole prompts every time. Beside another device than the CPU, half of the free host
     memory comes on top. What does not fit is run again."""
     activation_checkpointing: bool = False
     """Run each layer again in the backward pass instead of keeping what it computed: less memory, more time. Whole
