@@ -22,7 +22,12 @@ from pathlib import Path
 from laai.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
-TESTS = ("tests/test_faults.py", "tests/test_distributed.py", "tests/test_fuzz.py", "tests/laai/test_checkpoint.py")
+TESTS = (
+    "tests/test_faults.py",
+    "tests/test_distributed.py",
+    "tests/test_fuzz.py",
+    "tests/laai/runtime/test_checkpoint.py",
+)
 
 
 def main() -> None:

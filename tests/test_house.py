@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from functools import cache
@@ -191,6 +192,16 @@ def test_tests_mirror_rooms():
             f"{package}.{p.name}" for p in (ROOT / "tests" / package).iterdir() if p.is_dir() and p.name[0] != "_"
         }
         assert folders == {room for room in ROOMS if room.startswith(f"{package}.")}
+
+
+def test_paths_that_are_named_exist():
+    """In code, documentation and settings: what is moved takes its mentions along."""
+    kinds = ("*.py", "*.md", "*.toml", "*.yaml")
+    texts = [path for kind in kinds for path in ROOT.rglob(kind) if path.relative_to(ROOT).parts[0][0] != "."]
+    named = re.compile(r"(?<![\w/.])(?:laai|cast|tests|experiments|docs|findings)/[\w/]+\.(?:py|md|json|yaml|png|sh)\b")
+    found = {(str(p.relative_to(ROOT)), name) for p in texts for name in named.findall(p.read_text(encoding="utf-8"))}
+    assert len(found) > 20
+    assert {(place, name) for place, name in found if not (ROOT / name).exists()} == set()
 
 
 def test_help_imports_nothing_heavy():

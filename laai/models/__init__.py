@@ -1,7 +1,8 @@
 """The frozen language model: how it is loaded, where it lies, which it is, and where its layers and heads are.
 
 `LanguageModel` knows all that others have to ask of a transformers model, so that no room above looks into one:
-steering hooks into its decoder, the engine runs it, learning keeps it where it is. Below lie files and errors alone.
+steering hooks into its decoder, the engine runs it, learning keeps it where it is. Below, it asks for files,
+errors and the vocabulary alone.
 """
 
 from laai.models.decoder import Decoder, find_decoder, unwrap

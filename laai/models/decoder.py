@@ -15,7 +15,7 @@ from torch import nn
 from laai.errors import UserError
 from laai.vocabulary import Site
 
-# Last name of the attention output projection in all decoders of transformers 5 (census in tests/laai/test_layers.py).
+# Last name of the attention output projection in all decoders of transformers 5 (tests/laai/models/test_layers.py).
 _PROJECTION_NAMES = ("o_proj", "out_proj", "dense", "c_proj", "wo", "Wo", "o", "proj", "attn_out", "attention_out")
 _NOT_SELF_ATTENTION = ("cross", "encoder_attn", "encdec", "linear_attn", "mlp", "ffn", "mamba", "ssm", "intermediate")
 

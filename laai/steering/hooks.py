@@ -1,7 +1,7 @@
 """Hooks that steer or record a transformers decoder, right under padding, caches, beams and recomputation.
 
-A pre-hook on the decoder works out once per forward which tokens are steered (`laai.positions`); hooks on the layers
-are pure functions of (activation, that answer). `generate` and learning use the same hooks.
+A pre-hook on the decoder works out once per forward which tokens are steered (`laai.steering.positions`); hooks on the
+layers are pure functions of (activation, that answer). `generate` and learning use the same hooks.
 """
 
 from __future__ import annotations
