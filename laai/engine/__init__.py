@@ -12,17 +12,6 @@ from laai.engine.prefix import position_options, rows_of, run_prefix
 from laai.engine.skipping import unchanged_layers
 
 __all__ = [
-    "Batches",
-    "Engine",
-    "FrozenBatch",
-    "answer_logits",
-    "answer_nll",
-    "mean_nll",
-    "position_options",
-    "rows_of",
-    "run_prefix",
-    "token_divergence",
-    "token_nll",
-    "unchanged_layers",
-    "write",
-]
+    "Batches", "Engine", "FrozenBatch", "answer_logits", "answer_nll", "mean_nll", "position_options", "rows_of",
+    "run_prefix", "token_divergence", "token_nll", "unchanged_layers", "write",
+]  # fmt: skip

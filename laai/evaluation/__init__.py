@@ -18,22 +18,7 @@ from laai.evaluation.report import answers_markdown, markdown_table, print_table
 from laai.evaluation.scores import Scores, TaskMetrics
 
 __all__ = [
-    "Arm",
-    "Evaluation",
-    "Interval",
-    "Measured",
-    "Scores",
-    "TaskMetrics",
-    "answers_markdown",
-    "bootstrap_interval",
-    "calibrated_choices",
-    "choose_options",
-    "evaluate_arms",
-    "label_offsets",
-    "markdown_table",
-    "measure",
-    "paired_interval",
-    "print_table",
-    "share_interval",
-    "write_results",
-]
+    "Arm", "Evaluation", "Interval", "Measured", "Scores", "TaskMetrics", "answers_markdown", "bootstrap_interval",
+    "calibrated_choices", "choose_options", "evaluate_arms", "label_offsets", "markdown_table", "measure",
+    "paired_interval", "print_table", "share_interval", "write_results",
+]  # fmt: skip

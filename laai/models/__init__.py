@@ -14,17 +14,6 @@ from laai.models.memory import free_memory, peak_megabytes
 from laai.models.sharding import load_sharded
 
 __all__ = [
-    "Decoder",
-    "LanguageModel",
-    "cache_folder",
-    "default_model_folder",
-    "find_decoder",
-    "fingerprint",
-    "free_memory",
-    "load_model",
-    "load_sharded",
-    "model_identity",
-    "peak_megabytes",
-    "transformer",
-    "unwrap",
-]
+    "Decoder", "LanguageModel", "cache_folder", "default_model_folder", "find_decoder", "fingerprint", "free_memory",
+    "load_model", "load_sharded", "model_identity", "peak_megabytes", "transformer", "unwrap",
+]  # fmt: skip

@@ -10,17 +10,6 @@ from laai.prompts.demonstrations import answer_limit, demonstrations_of, fitting
 from laai.prompts.templates import Shown, Template
 
 __all__ = [
-    "IGNORE",
-    "Batch",
-    "Prompt",
-    "Shown",
-    "Template",
-    "answer_limit",
-    "by_length",
-    "collate",
-    "demonstrations_of",
-    "fitting",
-    "fitting_own",
-    "other_examples",
-    "without_unlabelled_end",
-]
+    "IGNORE", "Batch", "Prompt", "Shown", "Template", "answer_limit", "by_length", "collate", "demonstrations_of",
+    "fitting", "fitting_own", "other_examples", "without_unlabelled_end",
+]  # fmt: skip

@@ -9,21 +9,6 @@ from laai.steering.rows import attach_rows
 from laai.steering.steering import Steering, check_fits, load
 
 __all__ = [
-    "AffineMap",
-    "Attachment",
-    "Edit",
-    "Intervention",
-    "Key",
-    "Provenance",
-    "RidgeMap",
-    "Steering",
-    "Where",
-    "attach_rows",
-    "attachments",
-    "check_fits",
-    "is_compiled",
-    "load",
-    "prompts_of",
-    "record_last_token",
-    "steer",
-]
+    "AffineMap", "Attachment", "Edit", "Intervention", "Key", "Provenance", "RidgeMap", "Steering", "Where",
+    "attach_rows", "attachments", "check_fits", "is_compiled", "load", "prompts_of", "record_last_token", "steer",
+]  # fmt: skip
