@@ -58,7 +58,7 @@ def extraction_rows(bench: Bench, shared: bool, shots: int = 5) -> list[Row]:
     @torch.no_grad()
     def one_by_one() -> torch.Tensor:
         total = torch.zeros(len(layers), model.llm.config.hidden_size)
-        with record_last_token(model.llm, "residual", layers) as seen:
+        with record_last_token(model, "residual", layers) as seen:
             for text, sign in [(text, 1) for text in few] + [(text, -1) for text in zero]:
                 model.llm(torch.tensor([model.tokenizer.encode(text)]), use_cache=False, logits_to_keep=1)
                 total += sign * torch.stack([seen[i][0] for i in layers])

@@ -173,7 +173,7 @@ class Engine:
     @property
     def _prefixes_hold(self) -> bool:
         """Whether no vector is attached that changes a prefix."""
-        return all(attached.positions != "all" for attached in attachments(self.model.llm))
+        return all(attached.positions != "all" for attached in attachments(self.model))
 
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int = 32) -> list[str]:
         """What the model writes after each prompt, by transformers' own `generate`, greedily. Answers are left out."""
@@ -206,7 +206,7 @@ class Engine:
         layers = {site: [i for s, i in keys if s == site] for site, _ in keys}
         for started in (batches or self.started)(bare, batch_size):
             with ExitStack() as stack:
-                seen = {s: stack.enter_context(record_last_token(self.model.llm, s, at)) for s, at in layers.items()}
+                seen = {s: stack.enter_context(record_last_token(self.model, s, at)) for s, at in layers.items()}
                 logits = answer_logits(self.model, started.batch, started.before)[:, 0]
             yield Read(started.rows, logits, {(site, i): seen[site][i] for site, i in keys})
 

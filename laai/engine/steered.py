@@ -49,7 +49,7 @@ class Steered:
         self._model, self.store, self._settle = model, store, None if recompute else settle
         self._alone, self._recompute = alone, recompute
         self._below = unchanged_layers(model.decoder, [key for key, _ in vectors.items()])
-        self._attached = attachments(model.llm)
+        self._attached = attachments(model)
         self._seen: set[tuple[bytes, bytes]] = set()
         self._wrap: Callable[[Tensor], Any] | None = None
         self._last: FrozenBatch | None = None
@@ -79,7 +79,7 @@ class Steered:
             return None
         if torch.is_inference_mode_enabled():  # whose tensors no gradient may meet
             return None
-        attached = attachments(self._model.llm)
+        attached = attachments(self._model)
         if attached != self._attached or any(one.positions == "all" for one in attached):
             return None
         if (agreed := self._settle(batch)) is None:

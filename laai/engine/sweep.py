@@ -47,7 +47,7 @@ def logits_at(
 ) -> Tensor:
     """Logits (batch * scales, suffix tokens, vocabulary): each row at each scale in turn."""
     edits = {key: _edit(candidate, vector, scales) for key, vector in candidate.items()}
-    with Attachment(frozen.model.llm, edits, candidate.positions):
+    with Attachment(frozen.model, edits, candidate.positions):
         return frozen.repeated(len(scales), below).run(below)
 
 

@@ -88,7 +88,7 @@ class _Candidate:
     def __init__(self, model: LanguageModel, zero: Intervention, rate: float) -> None:
         ((self.key, vector),) = zero.items()
         self.layer, self.positions = self.key[1], zero.positions
-        self.llm = model.llm
+        self.model = model
         self.below = unchanged_layers(model.decoder, [self.key])
         self.vectors = torch.zeros(2, len(vector), device=model.device, requires_grad=True)
         self.optimizer = torch.optim.Adam([self.vectors], lr=rate)
@@ -107,8 +107,7 @@ class _Candidate:
             nll = token_nll(frozen.run(self.below), batch.labels)
             return torch.stack([mean_nll(nll[folds == fold], batch.labels[folds == fold]) for fold in (0, 1)])
 
-        attachment = Attachment(self.llm, {self.key: edit}, self.positions)
-        try:
+        with Attachment(self.model, {self.key: edit}, self.positions):
             for _ in range(steps):
                 self.optimizer.zero_grad()
                 torch.autograd.backward(losses().sum())
@@ -116,8 +115,6 @@ class _Candidate:
             using = 1 - folds
             with torch.no_grad():
                 self.nll = float(losses().mean().nan_to_num(nan=math.inf))
-        finally:
-            attachment.detach()
 
 
 def _spread(layers: Sequence[int], count: int) -> list[int]:

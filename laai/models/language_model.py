@@ -125,6 +125,11 @@ class LanguageModel:
         return {"base_model": self.name, "revision": self.revision, "config_hash": self.config_hash}
 
 
+def decoder_of(model: nn.Module | LanguageModel) -> Decoder:
+    """Layers and heads of a `LanguageModel`, which knows them, or of a transformers model."""
+    return find_decoder(model) if isinstance(model, nn.Module) else model.decoder
+
+
 def transformer(model: nn.Module | LanguageModel) -> nn.Module:
     """The module to hook: the model itself, or the one inside a `LanguageModel`."""
     return model if isinstance(model, nn.Module) else model.llm

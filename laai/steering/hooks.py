@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from laai.errors import UserError
-from laai.models import Decoder, find_decoder, unwrap
+from laai.models import Decoder, LanguageModel, decoder_of, transformer, unwrap
 from laai.steering.positions import PromptColumns, Where, pad_left, past_length, where_in_rows
 from laai.vocabulary import Positions, Site
 
@@ -72,7 +72,7 @@ class Attachment:
     """Hooks of one set of edits on one model, until `detach` or the end of a `with`. Threads may share the model.
 
     Args:
-        model: the causal LM, PEFT-wrapped or not.
+        model: the language model, or a transformers one, PEFT-wrapped or not.
         edits: a function (activation, where) -> activation for each steered (site, layer).
         positions: which tokens are steered.
 
@@ -81,19 +81,20 @@ class Attachment:
             prompt tokens (they shift every column).
     """
 
-    def __init__(self, model: nn.Module, edits: Mapping[Key, Edit], positions: Positions) -> None:
+    def __init__(self, model: nn.Module | LanguageModel, edits: Mapping[Key, Edit], positions: Positions) -> None:
         self.positions = positions
-        self._model = unwrap(model)
-        if any(is_compiled(module) for module in (model, *self._model.modules())):
+        llm = transformer(model)
+        self._model = unwrap(llm)
+        if any(is_compiled(module) for module in (llm, *self._model.modules())):
             raise UserError(
                 "this model was compiled before the vectors were attached; attach first, then torch.compile"
             )
-        if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        if getattr(getattr(llm, "active_peft_config", None), "is_prompt_learning", False):
             raise UserError("this PEFT adapter puts virtual tokens before the prompt, so steered tokens cannot be told")
         if not callable(getattr(self._model, "generate", None)):
             found = f"{type(self._model).__name__}, which cannot generate"
             raise UserError(f"expected a causal language model, found {found}")
-        decoder = find_decoder(self._model)
+        decoder = decoder_of(model)
         self._signature = inspect.signature(decoder.module.forward)
         self._everyone: dict[int, _Call] = {}
         self._calls = _Calls(self._everyone)
@@ -192,19 +193,21 @@ class Attachment:
         return generate
 
 
-def attachments(model: nn.Module) -> tuple[Attachment, ...]:
+def attachments(model: nn.Module | LanguageModel) -> tuple[Attachment, ...]:
     """What is hooked into a model now, in order."""
-    return tuple(vars(unwrap(model)).get("_attachments", ()))
+    return tuple(vars(unwrap(transformer(model))).get("_attachments", ()))
 
 
 @contextmanager
-def record_last_token(model: nn.Module, site: Site, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+def record_last_token(
+    model: nn.Module | LanguageModel, site: Site, layers: Sequence[int]
+) -> Iterator[dict[int, Tensor]]:
     """Record the activation at `site` of the last column while the context is open.
 
     Yields a dict that each forward fills with layer -> (batch, width), in the activation's dtype. Prompts must be
     padded on the left, so that the last column holds each row's last prompt token.
     """
-    decoder = find_decoder(model)
+    decoder = decoder_of(model)
     seen: dict[int, Tensor] = {}
 
     def keep(index: int, value: Any) -> None:

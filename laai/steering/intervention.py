@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from laai.errors import UserError
-from laai.models import LanguageModel, find_decoder, model_identity, transformer
+from laai.models import LanguageModel, decoder_of, model_identity
 from laai.steering.hooks import Edit, Key, steer
 from laai.steering.positions import Where
 from laai.steering.provenance import Provenance
@@ -65,7 +65,7 @@ class Intervention(nn.Module, Steering):
     @classmethod
     def zeros(cls, model: nn.Module | LanguageModel, site: Site, layers: Sequence[int], **options: Any) -> Intervention:
         """Zero vectors that fit `model` at one site of the given layers. `options` as in the constructor."""
-        decoder = find_decoder(transformer(model))
+        decoder = decoder_of(model)
         vectors: dict[Key, Tensor] = {(site, i): torch.zeros(decoder.width(site, i)) for i in layers}
         heads = {i: h.count for i in layers if site == "heads" and (h := decoder.layer(i).heads) is not None}
         return cls(vectors, num_heads=heads, **({"provenance": Provenance(**model_identity(model))} | options))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from laai.errors import UserError
-from laai.models import LanguageModel, transformer
+from laai.models import LanguageModel
 from laai.steering.hooks import Attachment, Edit, Key, steer
 from laai.steering.intervention import Intervention
 from laai.steering.positions import Where
@@ -49,4 +49,4 @@ def attach_rows(vectors: Sequence[Intervention], model: nn.Module | LanguageMode
 
         return edit
 
-    return Attachment(transformer(model), {key: edit_at(key) for key in vectors[0].widths()}, vectors[0].positions)
+    return Attachment(model, {key: edit_at(key) for key in vectors[0].widths()}, vectors[0].positions)

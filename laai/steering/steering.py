@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol, Self
 from torch import Tensor, nn
 
 from laai.errors import UserError
-from laai.models import LanguageModel, find_decoder, model_identity, transformer
+from laai.models import LanguageModel, decoder_of, model_identity
 from laai.steering.file import damaged, read, write
 from laai.steering.hooks import Attachment, Edit, Key
 from laai.steering.provenance import Provenance
@@ -103,7 +103,7 @@ class Steering(Protocol):
             UserError: it does not fit the model, or was made for one of another configuration.
         """
         refuse_misfit(self, model)
-        return Attachment(transformer(model), self.edits(), self.positions)
+        return Attachment(model, self.edits(), self.positions)
 
     @contextmanager
     def on(self, model: nn.Module | LanguageModel) -> Iterator[None]:
@@ -191,7 +191,7 @@ def check_fits(steering: Steering, model: nn.Module | LanguageModel, name: str =
 def refuse_misfit(steering: Steering, model: nn.Module | LanguageModel, name: str = "") -> None:
     """The refusal of `check_fits` without its warning: of another configuration, or widths and layers of none."""
     made_for, name = steering.provenance, name or f"this {steering.kind}"
-    decoder = find_decoder(transformer(model))
+    decoder = decoder_of(model)
     try:
         for (site, layer), width in steering.widths().items():
             if width != (own := decoder.width(site, layer)):

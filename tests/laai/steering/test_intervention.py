@@ -1,7 +1,6 @@
 """`Intervention`: construction, algebra, selection and what it refuses."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from laai.errors import UserError
 from laai.models.identity import config_hash
 from laai.steering.intervention import Intervention
 from laai.steering.provenance import Provenance
-from tests.tiny_models import build, hooks_of, shared, tokens
+from tests.tiny_models import build, hooks_of, model_of, shared, tokens
 
 A = {("residual", 0): torch.arange(4.0), ("heads", 1): torch.tensor([1.0, -2.0, 3.0, -4.0])}
 B = {("residual", 0): torch.ones(4), ("residual", 2): torch.full((4,), 0.5)}
@@ -94,8 +93,8 @@ def test_zeros_and_random_fit_the_model():
         assert torch.equal(vector, again[key])
         assert not torch.allclose(vector, other[key])
     assert not torch.allclose(drawn["residual", 0], drawn["residual", 1])
-    wrapped = SimpleNamespace(llm=model, identity={"base_model": "m", "revision": None, "config_hash": "h"})
-    assert Intervention.zeros(wrapped, "residual", [0]).provenance.base_model == "m"
+    wrapped = model_of("gemma3_text")
+    assert Intervention.zeros(wrapped, "residual", [0]).provenance.base_model == wrapped.name
 
 
 @pytest.mark.parametrize(
