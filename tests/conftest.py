@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -266,3 +267,22 @@ def run_train(tiny_folder, word_file, tmp_path, monkeypatch):
 
     yield run
     rank_zero.setLevel(level)
+
+
+@pytest.fixture
+def power_cut(monkeypatch):
+    """`power_cut.after(n)`: extraction fails once n batches ran; `power_cut.ran` holds the pairs of each."""
+    from cast.extraction.contrast import Contrast
+
+    ran, run = [], Contrast.run
+
+    def after(batches):
+        def stopping(self, pairs):
+            if len(ran) == batches:
+                raise RuntimeError("power cut")
+            ran.append(list(pairs))
+            run(self, pairs)
+
+        monkeypatch.setattr(Contrast, "run", stopping)
+
+    return SimpleNamespace(after=after, ran=ran)

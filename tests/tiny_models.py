@@ -205,3 +205,19 @@ def language_model(llm, name="tiny"):
 def model_of(name):
     """The `LanguageModel` of the shared model of an architecture."""
     return language_model(shared(name), name)
+
+
+def make_cache_lie(llm):
+    """Turn the keys of a llama's second layer around once they are cached; returns a function that undoes it."""
+    attention = llm.model.layers[1].self_attn
+    run = attention.forward
+
+    def forward(*args, **kwargs):
+        out = run(*args, **kwargs)
+        cache = kwargs.get("past_key_values")
+        if cache is not None and len(cache.layers) > 1:
+            cache.layers[1].keys = cache.layers[1].keys * -1.0
+        return out
+
+    attention.forward = forward
+    return lambda: setattr(attention, "forward", run)

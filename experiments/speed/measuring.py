@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
+from laai import compare
+
 RESULTS = Path(__file__).parents[1] / "results"
 Tasks = dict[str, Callable[[], Any]]
 
@@ -60,12 +62,8 @@ def in_turn(tasks: Tasks, rounds: int, warm: bool = True) -> tuple[dict[str, flo
 @contextlib.contextmanager
 def picture(path: Path, size: tuple[float, float], columns: int = 1) -> Iterator[Any]:
     """Axes, `columns` of them, to draw into; the picture (inches) is saved when they are drawn."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(size, layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    yield axes
-    for each in axes:
-        each.grid(alpha=0.3)
-        each.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=140)
+    with compare.picture(path, size, columns=columns) as (axes,):
+        yield axes
+        for each in axes:
+            each.grid(alpha=0.3)
+            each.spines[["top", "right"]].set_visible(False)

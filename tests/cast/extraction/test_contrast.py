@@ -98,38 +98,29 @@ def test_a_trainer_changes_nothing(tiny, word_task, quiet_trainer):
 
 @pytest.mark.parametrize("with_trainer", [False, True])
 def test_an_interrupted_extraction_goes_on(
-    tiny, word_task, quiet_trainer, tmp_path, monkeypatch, with_trainer
+    tiny, word_task, quiet_trainer, tmp_path, power_cut, with_trainer
 ):  # fmt: skip
     options = {"samples": 12, "shots": 3, "batch_size": 2, "progress": False}
     expected = extract(tiny, word_task, **options)
-    partial, ran, run = tmp_path / "v.partial", [], Contrast.run
-
-    def stop_after(batches):
-        def stopping(self, pairs):
-            if len(ran) == batches:
-                raise RuntimeError("power cut")
-            ran.append(list(pairs))
-            run(self, pairs)
-
-        monkeypatch.setattr(Contrast, "run", stopping)
-
+    partial = tmp_path / "v.partial"
     for batches in (2, 3):
-        stop_after(batches)
+        power_cut.after(batches)
         trainer = quiet_trainer() if with_trainer else None
         with pytest.raises(RuntimeError, match="power cut"):
             extract(tiny, word_task, **options, partial=partial, trainer=trainer)
         assert [p.name for p in tmp_path.glob("*.partial*")] == ["v.partial.0"]
-    stop_after(100)
+    power_cut.after(100)
     vector = extract(
         tiny, word_task, **options, partial=partial, trainer=quiet_trainer() if with_trainer else None
     )  # fmt: skip
     for key, value in expected.items():
         torch.testing.assert_close(vector[key], value, rtol=0, atol=1e-6)
-    pairs = [pair for batch in ran for pair in batch]
+    pairs = [pair for batch in power_cut.ran for pair in batch]
     assert sorted(pairs) == list(range(12)), "nothing is run twice"
     assert [p.name for p in tmp_path.glob("*.partial*")] == ["v.partial.0"], "kept until the vector is saved"
     again = extract(tiny, word_task, **options, partial=partial, trainer=quiet_trainer() if with_trainer else None)
-    assert (len(ran), all(torch.equal(again[key], value) for key, value in vector.items())) == (len(pairs) // 2, True)
+    assert len(power_cut.ran) == len(pairs) // 2
+    assert all(torch.equal(again[key], value) for key, value in vector.items())
     (tmp_path / "v.partial.safetensors").touch()
     discard(partial)
     assert [p.name for p in tmp_path.glob("*.partial*")] == ["v.partial.safetensors"], "no file of another kind"

@@ -154,29 +154,18 @@ def test_a_vector_that_cannot_be_saved_is_not_extracted_twice(capsys, extraction
 
 
 @pytest.mark.parametrize("option", ["--output", "--json"])
-def test_an_interrupted_transfer_goes_on(a_transfer, tmp_path, monkeypatch, option):
+def test_an_interrupted_transfer_goes_on(a_transfer, tmp_path, power_cut, option):
     """Two sources and the random samples: four extractions, of which the second is stopped, then the last."""
     command = [*a_transfer, "--source", "antonym", "synonym", "--select", "k_center", "--always"]
     main([*command, "--output", "whole.safetensors", "--json", "whole.json"])
-    ran, run = [], Contrast.run
-
-    def stop_after(extractions):
-        def stopping(self, pairs):
-            if len(ran) == extractions:
-                raise RuntimeError("power cut")
-            ran.append(list(pairs))
-            run(self, pairs)
-
-        monkeypatch.setattr(Contrast, "run", stopping)
-
     for done in (1, 3):
-        stop_after(done)
+        power_cut.after(done)
         with pytest.raises(RuntimeError, match="power cut"):
             main([*command, option, "v.file"])
         assert sorted(path.name for path in tmp_path.glob("v.*")) == [f"v.file.partial-{n}.0" for n in range(done)]
-    stop_after(100)
+    power_cut.after(100)
     main([*command, option, "v.file"])
-    assert len(ran) == 4, "nothing is run twice"
+    assert len(power_cut.ran) == 4, "nothing is run twice"
     assert [path.name for path in tmp_path.glob("v.*")] == ["v.file"]
     if option == "--json":
         one, two = (json.loads((tmp_path / name).read_text()) for name in ("whole.json", "v.file"))

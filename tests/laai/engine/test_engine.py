@@ -22,6 +22,7 @@ from tests.tiny_models import (
     build,
     hooks_of,
     language_model,
+    make_cache_lie,
     model_of,
     random_vectors,
     tokens,
@@ -184,17 +185,7 @@ def test_a_compiled_model_runs_whole_prompts(caplog):
 def test_a_cache_that_lies_is_found_out_on_bare_prompts_too():
     """Without answers, nothing would differ: the likeliest tokens stand for them."""
     model = language_model(build("llama"))
-    attention = model.llm.model.layers[1].self_attn
-    run = attention.forward
-
-    def forward(*args, **kwargs):
-        out = run(*args, **kwargs)
-        cache = kwargs.get("past_key_values")
-        if cache is not None and len(cache.layers) > 1:
-            cache.layers[1].keys = cache.layers[1].keys * -1.0
-        return out
-
-    attention.forward = forward
+    make_cache_lie(model.llm)
     bare = [Prompt(prompt.prefix, prompt.suffix[:1]) for prompt in PROMPTS]
     engine = Engine(model)
     with engine.passes(bare) as batches:

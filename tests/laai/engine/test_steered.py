@@ -22,6 +22,7 @@ from tests.tiny_models import (
     STATEFUL,
     build,
     language_model,
+    make_cache_lie,
     model_of,
     random_vectors,
     site_module,
@@ -166,20 +167,10 @@ def test_states_that_fold_all_tokens_fall_back_and_say_so_once(name, caplog):
 def test_a_model_whose_cache_lies_is_found_out(caplog, dtype, size):
     """Keys that are cached wrongly change the result after a prefix, and only there; with vectors of zeros too."""
     model = language_model(build("llama").to(dtype))
-    attention = model.llm.model.layers[1].self_attn
-    run = attention.forward
-
-    def forward(*args, **kwargs):
-        out = run(*args, **kwargs)
-        cache = kwargs.get("past_key_values")
-        if cache is not None and len(cache.layers) > 1:
-            cache.layers[1].keys = cache.layers[1].keys * -1.0
-        return out
-
-    attention.forward = forward
+    undo = make_cache_lie(model.llm)
     vectors = random_vectors("llama", [("residual", 0)], size)
     found, way, _ = outcome(model, vectors, "last_prompt", "auto", [BATCH])
-    attention.forward = run
+    undo()
     expected, *_ = outcome(model, vectors, "last_prompt", "off", [BATCH])
     assert way is None
     assert "whole prompts" in caplog.text
