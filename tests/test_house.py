@@ -177,7 +177,9 @@ def test_lightning_stays_where_runs_are_made(name):
         assert [one for one in imports(INSIDE[name]) if one.module.startswith(("lightning", "pytorch_lightning"))] == []
 
 
-@pytest.mark.parametrize("path", OUTSIDE, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", [*OUTSIDE, *sorted((ROOT / "tests").rglob("*.py"))], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_files_and_functions_are_short(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
     for node in ast.walk(tree(path)):
